@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. Both set .venv up themselves.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint bench tables clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/windfire demo $(if $(DATA),--data $(DATA)) $(if $(ONCE),--once)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/windfire bench quality --json docs/figures/quality.json
+	$(BIN)/windfire bench decoding --json docs/figures/decoding.json
+
+tables: $(STAMP)
+	$(BIN)/python -m benchmarks.tables
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements behind windfire bench, and the tables made from them."""

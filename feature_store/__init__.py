@@ -1,0 +1,1 @@
+"""Online features and user history."""

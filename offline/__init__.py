@@ -1,0 +1,1 @@
+"""Spark jobs from tables to semantic IDs and features."""

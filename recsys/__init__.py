@@ -1,0 +1,1 @@
+"""The domain: records, semantic IDs, models, decoding, evaluation, bundles."""

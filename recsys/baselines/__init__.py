@@ -1,0 +1,1 @@
+"""The baselines every quality table carries."""

@@ -1,0 +1,1 @@
+"""Item vectors and neighbours from co-occurrence in training interactions."""

@@ -1,0 +1,1 @@
+"""Reading logs into tables: importers, the marketplace simulator, prepared arrays."""

@@ -1,0 +1,1 @@
+"""Decoders and the verifier: history in, ranked items out."""

@@ -1,0 +1,1 @@
+"""Durable append-only logs of events and exposures."""

@@ -1,0 +1,1 @@
+"""Backbones, draft heads and the item input."""

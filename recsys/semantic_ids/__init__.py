@@ -1,0 +1,1 @@
+"""Semantic IDs: residual k-means, last-level reassignment, codebook sizes."""

@@ -1,0 +1,125 @@
+"""Files that are whole or absent: staged directories, atomic writes, checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_CHUNK = 1 << 20
+_STAGED = ".staged-"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's or a directory's own entry to the device."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: after a crash the file is the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_path(path.parent)
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Like `write_bytes_atomically`, with indented JSON in a stable key order."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    write_bytes_atomically(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        json.JSONDecodeError: it is not JSON.
+    """
+    return json.loads(path.read_bytes())
+
+
+@contextmanager
+def staged_directory(final: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `final` when the block ends without an error.
+
+    Every file is flushed before the rename. An existing `final` is moved aside first and removed after; what
+    a killed run left staged beside `final` is removed on the next entry.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staged = final.with_name(f"{_STAGED}{final.name}")
+    if staged.exists():
+        shutil.rmtree(staged)
+    staged.mkdir()
+    try:
+        yield staged
+        for file in sorted(staged.rglob("*")):
+            fsync_path(file)
+        fsync_path(staged)
+        old = final.with_name(f"{_STAGED}old-{final.name}")
+        if old.exists():
+            shutil.rmtree(old)
+        if final.exists():
+            final.rename(old)
+        staged.rename(final)
+        fsync_path(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if staged.exists():
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_parts(parts: Iterable[str | bytes]) -> str:
+    """The SHA-256 of several parts, each preceded by its length so that no two lists collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def sorted_row_checksum(table: pa.Table) -> str:
+    """A checksum of a table's rows that depends neither on their order nor on the partition into files."""
+    columns = sorted(table.column_names)
+    rows = [json.dumps(row, sort_keys=True, default=str).encode() for row in table.select(columns).to_pylist()]
+    return sha256_parts([",".join(columns), *sorted(rows)])
+
+
+def read_parquet_directory(directory: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read every Parquet file directly below `directory`, in the order of their names.
+
+    Raises:
+        FileNotFoundError: the directory holds no Parquet file.
+    """
+    files = sorted(directory.glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no Parquet file in {directory}")
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])

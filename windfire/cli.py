@@ -1,0 +1,47 @@
+"""The command `windfire`: one Typer app whose sub-commands are imported when called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Final
+
+import typer
+
+from recsys.errors import WindfireError
+
+# name -> (module below windfire.commands, one line of help); each module has `app`, a typer.Typer
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "import": ("import_", "Read a log into tables; --check reports without writing."),
+    "simulate": ("simulate", "Write a marketplace's log as tables."),
+    "offline": ("offline", "Run the Spark jobs: sequences, embeddings, semantic IDs, features."),
+    "train": ("train", "Fit a model."),
+    "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
+    "serve": ("serve", "Answer over HTTP."),
+    "recommend": ("recommend", "Score a file of users in one go."),
+    "evaluate": ("evaluate", "Measure a bundle on the held-out events."),
+    "bench": ("bench", "Measure and write the figures of docs/figures."),
+    "doctor": ("doctor", "Say what is missing on this machine."),
+    "demo": ("demo", "The whole way: log, Spark, training, bundle, HTTP answers."),
+}
+
+
+def build_app(requested: str | None) -> typer.Typer:
+    """Build the app; only the requested command's module is imported, the others show their help line."""
+    app = typer.Typer(name="windfire", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    for name, (module, text) in COMMANDS.items():
+        if name == requested:
+            app.add_typer(import_module(f"windfire.commands.{module}").app, name=name, help=text)
+        else:
+            app.add_typer(typer.Typer(), name=name, help=text)
+    return app
+
+
+def main() -> None:
+    """Entry point; a `WindfireError` ends in one clear line on standard error and exit status 2."""
+    requested = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    try:
+        build_app(requested)()
+    except WindfireError as error:
+        typer.echo(f"windfire: {error.code}: {error}", err=True)
+        raise SystemExit(2) from error
