@@ -174,4 +174,5 @@ def load_sequences(work: Path) -> Sequences:
 
 def _matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
     values = table.sort_by("item_index")[column].combine_chunks()
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+    flat: npt.NDArray[Any] = values.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(values), -1)
