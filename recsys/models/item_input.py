@@ -1,0 +1,92 @@
+"""Items at the model's input: codes, ID, text and collaborative vectors summed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from recsys.models.config import RecommenderConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFeatures:
+    """What the model knows of the items besides its weights.
+
+    Attributes:
+        codes: (I, L) int32 semantic IDs.
+        text: (I, D_t) float32, the zero vector where there is no text.
+        collaborative: (I, D_c) float32, the zero vector where there is no training interaction.
+        train_counts: (I,) training interactions; an item with none enters with the 'unknown' ID.
+    """
+
+    codes: npt.NDArray[np.int32]
+    text: npt.NDArray[np.float32]
+    collaborative: npt.NDArray[np.float32]
+    train_counts: npt.NDArray[np.int64]
+
+
+class ItemInput(nn.Module):
+    """Embeds items; unseen items have the learned 'unknown' in place of ID and collaboration.
+
+    The feature tables are buffers outside the state dict: they belong to the bundle, not to the weights.
+    """
+
+    codes: Tensor
+    text: Tensor
+    collaborative: Tensor
+    known: Tensor
+
+    def __init__(self, config: RecommenderConfig, features: ItemFeatures) -> None:
+        super().__init__()
+        width = config.d_model
+        self.drop_id = config.drop_id
+        self.code_embedding = nn.ModuleList(nn.Embedding(size, width) for size in config.codebook_sizes)
+        self.id_embedding = nn.Embedding(config.num_items, width) if config.use_item_id else None
+        self.text_projection = nn.Linear(config.text_dim, width) if config.text_dim else None
+        self.collaborative_projection = (
+            nn.Linear(config.collaborative_dim, width, bias=False) if config.collaborative_dim else None
+        )
+        self.unknown = nn.Parameter(torch.zeros(width))
+        for table in (*self.code_embedding, *([self.id_embedding] if self.id_embedding is not None else [])):
+            nn.init.normal_(table.weight, std=0.02)
+        self.register_buffer("codes", torch.from_numpy(features.codes.astype(np.int64)), persistent=False)
+        self.register_buffer("text", torch.from_numpy(np.array(features.text, np.float32)), persistent=False)
+        self.register_buffer(
+            "collaborative", torch.from_numpy(np.array(features.collaborative, np.float32)), persistent=False
+        )
+        self.register_buffer("known", torch.from_numpy(features.train_counts > 0), persistent=False)
+
+    def embed_code(self, level: int, codes: Tensor) -> Tensor:
+        """Codes (...) of a level (from 0) -> (..., H)."""
+        embedded: Tensor = self.code_embedding[level](codes)
+        return embedded
+
+    def embed_rest(self, items: Tensor) -> Tensor:
+        """All but the codes: items (...) -> (..., H); ID and collaboration fall away together."""
+        identity = torch.zeros((*items.shape, self.unknown.shape[0]), device=items.device)
+        if self.id_embedding is not None:
+            identity = identity + self.id_embedding(items)
+        if self.collaborative_projection is not None:
+            identity = identity + self.collaborative_projection(self.collaborative[items])
+        known = self.known[items]
+        if self.training and self.drop_id > 0:
+            known = known & (torch.rand(items.shape, device=items.device) >= self.drop_id)
+        total = torch.where(known[..., None], identity, self.unknown)
+        if self.text_projection is not None:
+            total = total + self.text_projection(self.text[items])
+        return total
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Items (...) int64 -> (..., H), everything summed."""
+        total = self.embed_rest(items)
+        codes = self.codes[items]  # (..., L)
+        for level in range(codes.shape[-1]):
+            total = total + self.embed_code(level, codes[..., level])
+        return total

@@ -1,0 +1,64 @@
+"""The frozen normaliser: log-probabilities over the children that a prefix has in the model's own trie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from recsys.decoding.trie import SidTrie
+
+
+class Normaliser(nn.Module):
+    """The trie on the model's device, for training.
+
+    Args:
+        trie: of the tokenizer's assignment.
+        whole_codebook: softmax over the whole codebook instead (the released NEZHA's objective).
+    """
+
+    item_node: Tensor
+
+    def __init__(self, trie: SidTrie, *, whole_codebook: bool = False) -> None:
+        super().__init__()
+        self.whole_codebook = whole_codebook
+        self.levels = trie.levels
+        self.degrees = [int((start[1:] - start[:-1]).max()) for start in trie.child_start]
+        for depth, start in enumerate(trie.child_start):
+            self.register_buffer(f"start{depth}", torch.from_numpy(start), persistent=False)
+            codes = torch.from_numpy(trie.node_code[depth].astype("int64"))
+            self.register_buffer(f"code{depth}", codes, persistent=False)
+        self.register_buffer("item_node", torch.from_numpy(trie.item_node), persistent=False)
+
+    def item_codes(self, level: int, items: Tensor) -> Tensor:
+        """The level's code of each item: (N,) -> (N,)."""
+        codes: Tensor = self.get_buffer(f"code{level}")[self.item_node[items, level]]
+        return codes
+
+    def log_prob(self, level: int, logits: Tensor, items: Tensor) -> Tensor:
+        """log p(code of the item at `level` | its prefix).
+
+        Args:
+            level: from 0.
+            logits: (N, T_level).
+            items: (N,) target items.
+
+        Returns:
+            (N,) float32.
+        """
+        logits = logits.float()
+        target = logits.gather(1, self.item_codes(level, items)[:, None])[:, 0]  # (N,)
+        if self.whole_codebook:
+            return target - logits.logsumexp(dim=1)
+        codes = self.get_buffer(f"code{level}")
+        if level == 0:
+            return target - logits[:, codes].logsumexp(dim=1)
+        parent = self.item_node[items, level - 1]
+        start = self.get_buffer(f"start{level}")
+        first, end = start[parent], start[parent + 1]  # (N,)
+        child = first[:, None] + torch.arange(self.degrees[level], device=logits.device)  # (N, widest)
+        allowed = child < end[:, None]
+        gathered = logits.gather(1, codes[child.clamp(max=len(codes) - 1)])
+        return target - gathered.masked_fill(~allowed, -torch.inf).logsumexp(dim=1)
