@@ -153,17 +153,31 @@ class Catalog:
         Returns:
             (I,) read-only bool, None = every item. It is computed again only when an item begins or ends.
         """
+        return self._window(now).mask
+
+    def eligible(self, conditions: CatalogFilter, now: int) -> npt.NDArray[np.bool_] | None:
+        """The items that match a filter and are available at `now`.
+
+        Returns:
+            (I,) read-only bool, None = every item. Between two changes of availability the same filter gives the
+            same array, so that what a decoder derives from it can be kept too.
+        """
+        matching, window = self.matching(conditions), self._window(now)
+        if matching is None or window.mask is None:
+            return window.mask if matching is None else matching
+        key = (conditions, window.start)
+        kept = self._masks.get(key)
+        if kept is None:
+            kept = matching & window.mask
+            kept.flags.writeable = False
+            self._masks.put(key, kept)
+        return kept
+
+    def _window(self, now: int) -> _Availability:
         known = self._availability
         if known is None or not known.start <= now < known.end:
             known = self._availability = self._availability_at(now)
-        return known.mask
-
-    def eligible(self, conditions: CatalogFilter, now: int) -> npt.NDArray[np.bool_] | None:
-        """The items that match a filter and are available at `now`: (I,) bool, None = every item."""
-        matching, available = self.matching(conditions), self.available(now)
-        if matching is None or available is None:
-            return available if matching is None else matching
-        return matching & available
+        return known
 
     def _evaluate(self, conditions: CatalogFilter) -> npt.NDArray[np.bool_]:
         mask = np.ones(len(self), dtype=np.bool_)

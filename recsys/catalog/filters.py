@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     import numpy.typing as npt
 
 
@@ -45,10 +47,10 @@ class MaskCache:
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
         self._size = 0
-        self._masks: OrderedDict[CatalogFilter, npt.NDArray[np.bool_]] = OrderedDict()
+        self._masks: OrderedDict[Hashable, npt.NDArray[np.bool_]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: CatalogFilter) -> npt.NDArray[np.bool_] | None:
+    def get(self, key: Hashable) -> npt.NDArray[np.bool_] | None:
         """The mask, or None where it is not kept."""
         with self._lock:
             mask = self._masks.get(key)
@@ -56,7 +58,7 @@ class MaskCache:
                 self._masks.move_to_end(key)
             return mask
 
-    def put(self, key: CatalogFilter, mask: npt.NDArray[np.bool_]) -> None:
+    def put(self, key: Hashable, mask: npt.NDArray[np.bool_]) -> None:
         """Keep a mask; the least recently used ones make room."""
         with self._lock:
             if key in self._masks or mask.nbytes > self._capacity:

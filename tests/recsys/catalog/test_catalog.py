@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.catalog import Catalog, CatalogFilter
+from recsys.catalog.filters import MaskCache
 from recsys.errors import CorruptionError
 from recsys.records import ITEMS
 
@@ -90,6 +91,23 @@ def test_eligible_is_both() -> None:
     assert shown(catalog, catalog.eligible(CatalogFilter(brands=("Ash",)), 60)) == "ac"
     assert shown(catalog, catalog.eligible(CatalogFilter(), 100)) == "abdef"
     assert catalog.eligible(CatalogFilter(), 60) is None
+
+
+def test_the_same_question_gives_the_same_array_until_availability_changes() -> None:
+    catalog = catalog_of(ROWS)
+    ash = CatalogFilter(brands=("Ash",))
+    before = catalog.eligible(ash, 100)
+    assert catalog.eligible(ash, 101) is before
+    assert catalog.eligible(ash, 20) is not before
+
+
+def test_the_cache_of_masks_is_bounded() -> None:
+    cache = MaskCache(10)
+    cache.put("a", np.zeros(6, dtype=bool))
+    cache.put("b", np.zeros(6, dtype=bool))
+    cache.put("c", np.zeros(11, dtype=bool))
+    assert (cache.get("a"), cache.get("c")) == (None, None)
+    assert cache.get("b") is not None
 
 
 paths = st.lists(st.sampled_from(["a", "b", "a\x01", "a b", "é"]), max_size=3)
