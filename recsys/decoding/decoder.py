@@ -1,0 +1,105 @@
+"""What every decoder takes and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from recsys.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from recsys.decoding.eligibility import Eligibility
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The answer to one request, best first.
+
+    Attributes:
+        items: (k',) int32 item indices without repetition, k' <= k.
+        scores: (k',) floating, non-increasing sums of log-probabilities in the model's precision.
+    """
+
+    items: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one call of `decode` cost.
+
+    Attributes:
+        forwards: forwards of the backbone.
+        tokens: sequence positions that went through the backbone, padding not counted.
+        widened: how often a beam was doubled because it held fewer items than were asked for and eligible.
+    """
+
+    forwards: int
+    tokens: int
+    widened: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeResult:
+    """One `Ranked` per history, and the cost of all together."""
+
+    ranked: list[Ranked]
+    spent: Spent
+
+
+class Decoder(Protocol):
+    """History in, ranked items out."""
+
+    @property
+    def name(self) -> str:
+        """The decoder's word in logs, answers and figures."""
+
+    def decode(
+        self,
+        histories: Sequence[npt.NDArray[np.integer]],
+        *,
+        k: int,
+        beam: int,
+        eligibility: Eligibility,
+    ) -> DecodeResult:
+        """Rank items behind each history.
+
+        Args:
+            histories: item indices per request, oldest first; may be empty arrays.
+            k: items wanted per request, at least 1.
+            beam: prefixes kept per level, at least 1; decoders without a beam ignore it.
+            eligibility: what may be shown; it masks and never changes a score.
+
+        Returns:
+            Per request at most k items; fewer only where fewer are eligible.
+
+        Raises:
+            InputError: k, beam or an item index out of range.
+            DataError: the model's states are not finite.
+        """
+
+
+def check_request(k: int, beam: int) -> None:
+    """Raise `InputError` unless both numbers are at least 1."""
+    for field, value in (("k", k), ("beam", beam)):
+        if value < 1:
+            raise InputError(f"{field} must be at least 1", field=field, value=value, remedy=f"pass {field} >= 1")
+
+
+def check_finite(hidden: Tensor) -> None:
+    """Raise `DataError` where a model's states hold NaN or infinity; a ranking by such states would mean nothing."""
+    if not torch.isfinite(hidden).all():
+        raise DataError(
+            "the model's hidden states are not finite",
+            field="hidden",
+            value=tuple(hidden.shape),
+            remedy="check the weights of the bundle; roll back to the previous one",
+        )

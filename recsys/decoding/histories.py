@@ -1,0 +1,37 @@
+"""Histories of unequal length as one padded tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+PADDING = -1
+
+
+def pad_histories(
+    histories: Sequence[npt.NDArray[np.integer]], *, limit: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put histories side by side, oldest item first, padding behind the newest.
+
+    Args:
+        histories: item indices per request.
+        limit: keep only the newest items of a longer history.
+        device: where the tensors go.
+
+    Returns:
+        (B, n) int64 item indices with -1 as padding, and (B,) int64 lengths; n is the longest length, at least 1.
+    """
+    kept = [np.asarray(history) if limit is None else np.asarray(history)[-limit:] for history in histories]
+    lengths = np.array([len(history) for history in kept], dtype=np.int64)
+    width = max(1, int(lengths.max(initial=0)))
+    padded = np.full((len(kept), width), PADDING, dtype=np.int64)
+    for row, history in enumerate(kept):
+        padded[row, : len(history)] = history
+    return torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)

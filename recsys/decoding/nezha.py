@@ -1,0 +1,150 @@
+"""The `nezha` decoder: one forward of the backbone, then a beam over the draft head.
+
+Source: NEZHA, arXiv:2511.18793, sections 4.2 and 4.3. Unlike its released code, the softmax is over the children that a
+prefix has in the model's trie, and the trie prunes before the cut to the beam, not after it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from recsys.decoding.buckets import Buckets, Found, fill
+from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
+from recsys.decoding.eligibility import EligibilityIndex
+from recsys.decoding.head_beam import HeadBeam
+from recsys.decoding.head_weights import HeadWeights
+from recsys.decoding.histories import pad_histories
+from recsys.decoding.padded import PaddedTrie
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from recsys.decoding.eligibility import Eligibility, RequestMask
+    from recsys.decoding.trie import SidTrie
+    from recsys.models.config import RecommenderConfig
+    from recsys.models.head import DraftHead
+
+
+class SelfDrafting(Protocol):
+    """A model with a draft head."""
+
+    @property
+    def config(self) -> RecommenderConfig:
+        """Its sizes and switches."""
+
+    @property
+    def head(self) -> DraftHead:
+        """Its draft head."""
+
+    def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Histories (B, n) padded with -1, lengths (B,) -> (B, L + 1, H)."""
+
+
+class NezhaDecoder:
+    """Self-drafted decoding; one forward per batch.
+
+    The head's weights are copied on construction: make a new decoder after the model has been trained further.
+
+    Args:
+        model: in evaluation mode.
+        trie: of the tokenizer the model was trained with.
+        prior: (I,) order of preference among items that share a semantic ID; None means item index.
+        batched: search a batch at once in torch; the default does so everywhere but on the CPU, where one request
+            after the other in NumPy is faster.
+
+    Raises:
+        DataError: the model's codebooks and the trie's differ.
+    """
+
+    name = "nezha"
+
+    def __init__(
+        self,
+        model: SelfDrafting,
+        trie: SidTrie,
+        *,
+        prior: npt.NDArray[np.number] | None = None,
+        batched: bool | None = None,
+    ) -> None:
+        self._model = model
+        self._device = next(model.head.parameters()).device
+        self._limit = model.config.max_history
+        self._widest = max(trie.nodes(depth) for depth in range(1, trie.levels + 1))
+        self._buckets = Buckets(trie, prior)
+        self._index = EligibilityIndex(trie)
+        whole = model.config.whole_codebook
+        self._numpy = HeadBeam(HeadWeights.of(model.head), trie, whole_codebook=whole)
+        in_torch = self._device.type != "cpu" if batched is None else batched
+        self._padded = PaddedTrie(trie, self._device, whole_codebook=whole) if in_torch else None
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        histories: Sequence[npt.NDArray[np.integer]],
+        *,
+        k: int,
+        beam: int,
+        eligibility: Eligibility,
+    ) -> DecodeResult:
+        """See `Decoder.decode`."""
+        check_request(k, beam)
+        masks = self._index.masks(eligibility, len(histories))
+        items, lengths = pad_histories(histories, limit=self._limit, device=self._device)
+        hidden = self._model.encode(items, lengths)  # (B, L + 1, H)
+        check_finite(hidden)
+        ranked, widened = fill(
+            self._searcher(hidden, masks, k),
+            self._buckets,
+            masks,
+            k=k,
+            beam=min(beam, self._widest),
+            widest=self._widest,
+        )
+        return DecodeResult(ranked, Spent(1, int(lengths.sum()) + len(histories), widened))
+
+    def _searcher(
+        self, hidden: Tensor, masks: Sequence[RequestMask], k: int
+    ) -> Callable[[list[int], int], Sequence[Found]]:
+        padded = self._padded
+        if padded is not None:
+            return lambda rows, width: beam_over_head(
+                self._model.head, padded, hidden[rows], width=width, masks=[masks[row] for row in rows]
+            )
+        states = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).cpu().numpy()
+        return lambda rows, width: [
+            self._numpy.search(states[row], width=width, leaves=k, mask=masks[row]) for row in rows
+        ]
+
+
+def beam_over_head(
+    head: DraftHead, trie: PaddedTrie, hidden: Tensor, *, width: int, masks: Sequence[RequestMask]
+) -> list[Found]:
+    """Beam search over the draft head for a batch, in torch.
+
+    Args:
+        head: the draft head.
+        trie: its trie on the same device.
+        hidden: (B, L + 1, H).
+        width: prefixes kept per level.
+        masks: what each request may show.
+
+    Returns:
+        Per request leaves and scores, best first.
+    """
+    batch, _, size = hidden.shape
+    beams = trie.root(batch, hidden.dtype)
+    state = head.start(hidden)[:, None]  # (B, M, H)
+    for level in range(trie.levels):
+        if level:
+            own = state.gather(1, beams.parents[..., None].expand(-1, -1, size))
+            state = head.advance(level - 1, own.flatten(0, 1), beams.codes.flatten()).view(batch, -1, size)
+        count = state.shape[1]
+        logits = head.logits(level, hidden.repeat_interleave(count, dim=0), state.flatten(0, 1))
+        beams = trie.step(level, beams, logits.view(batch, count, -1), width, masks)
+    return trie.found(beams)
