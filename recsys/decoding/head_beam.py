@@ -2,16 +2,16 @@
 
 Beams are kept in the order of their trie nodes, so their children come out in that order too: ties fall to the smaller
 packed semantic ID without sorting, and only the last level is sorted by score. A beam below which a single semantic ID
-is left needs no logits and no state: all its remaining conditional probabilities are 1.
+is left is *closed*: its remaining conditional probabilities are 1, and it needs neither logits nor a state.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from recsys.decoding.head_weights import HeadWeights, cell
+from recsys.decoding.head_weights import HeadWeights, cell, given_table
 from recsys.decoding.ragged import best, ranges, segment_log_sum_exp
 from recsys.errors import DataError
 
@@ -21,14 +21,45 @@ if TYPE_CHECKING:
     from recsys.decoding.eligibility import RequestMask
     from recsys.decoding.trie import SidTrie
 
-# One dot product over gathered rows costs about as much as this many columns of a dense product (measured, H = 128).
+    Floats = npt.NDArray[np.floating]
+    Ints = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+
+# A dot product over gathered rows costs about as much as this many columns of a dense product (measured, H = 128, 256).
 _GATHER_COST = 12
 
 
-class HeadBeam:
-    """A draft head and its trie, laid out for search.
+class _Level(NamedTuple):
+    """Trie and output layer between depth d and depth d + 1.
 
-    Safe to share between threads.
+    Attributes:
+        start: (n_d + 1,) child ranges.
+        codes: (n_{d+1},) last code of each child.
+        opened: (n_d,) whether a node is open.
+        hidden: (H, T) output weight of the hidden state.
+        state: (H, T) output weight of the beam's state.
+        state_rows: (T, H) the same, transposed in memory.
+        bias: (T,) or None.
+    """
+
+    start: Ints
+    codes: Ints
+    opened: Bools
+    hidden: Floats
+    state: Floats
+    state_rows: Floats
+    bias: Floats | None
+
+
+class _Move(NamedTuple):
+    """Transition between two levels: (T, G) `given_table`, (H, G) state weight."""
+
+    given: Floats
+    recurrent: Floats
+
+
+class HeadBeam:
+    """A draft head and its trie, laid out for search; safe to share between threads.
 
     Args:
         weights: the head.
@@ -48,129 +79,139 @@ class HeadBeam:
                 remedy="use the model with the tokenizer it was trained with",
             )
         self._weights = weights
-        self._trie = trie
         self._whole_codebook = whole_codebook
-        width = weights.output[0].shape[1] // (2 if weights.fusion == "concat" else 1)
-        # f(h, s) = h + s is the concatenation with the same columns twice
-        self._hidden_output = tuple(np.ascontiguousarray(weight[:, :width]) for weight in weights.output)
-        self._state_output = tuple(np.ascontiguousarray(weight[:, -width:]) for weight in weights.output)
-        self._given = tuple(
-            np.ascontiguousarray(codes @ weight.T + bias)
-            for codes, weight, bias in zip(weights.codes, weights.input_weight, weights.input_bias, strict=True)
-        )
-        self._recurrent = tuple(np.ascontiguousarray(weight.T) for weight in weights.state_weight)
-        self._open = tuple(count > 1 for count in _leaves_below(trie))
+        self._levels = [
+            _lay_out(weights, trie, level, leaves > (0 if whole_codebook else 1))
+            for level, leaves in enumerate(_leaves_below(trie))
+        ]
+        self._moves = [
+            _Move(given_table(weights, level), np.ascontiguousarray(weight.T))
+            for level, weight in enumerate(weights.state_weight)
+        ]
 
-    def search(
-        self, hidden: npt.NDArray[np.floating], *, width: int, leaves: int, mask: RequestMask
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]:
+    def search(self, hidden: Floats, *, width: int, leaves: int, mask: RequestMask) -> tuple[Ints, Floats]:
         """The best complete semantic IDs.
 
         Args:
             hidden: (L + 1, H) hidden states h_0..h_L.
             width: prefixes kept per level.
-            leaves: semantic IDs kept at the last level, at most `width` of them.
+            leaves: semantic IDs wanted; the last level keeps at most `width` of them.
             mask: what the request may show.
 
         Returns:
             (m,) leaves of the trie and (m,) scores, best first, ties to the smaller leaf.
         """
-        trie = self._trie
         nodes = np.zeros(1, dtype=np.int64)  # (M,) ascending
         scores = np.zeros(1, dtype=hidden.dtype)  # (M,)
-        state = hidden[:1]  # (M', H) of the open beams only
-        for level in range(trie.levels):
-            first = trie.child_start[level][nodes]
-            degree = trie.child_start[level][nodes + 1] - first
+        opened = self._levels[0].opened  # (M,)
+        state = hidden[:1] if opened[0] else hidden[:0]  # (M', H), M' = opened.sum()
+        last = len(self._levels) - 1
+        for level, layer in enumerate(self._levels):
+            first = layer.start.take(nodes)
+            degree = layer.start.take(nodes + 1) - first
             child = ranges(first, degree)  # (C,) ascending
-            parent = np.repeat(np.arange(len(nodes)), degree)  # (C,)
-            codes = trie.node_code[level][child]
-            is_open = self._is_open(level, nodes)  # (M,)
-            totals = scores[parent]
-            if is_open.any():
-                self._add_log_probabilities(level, hidden, state, totals, codes, parent, degree, is_open)
+            codes = layer.codes.take(child)
+            totals = self._totals(layer, hidden[level + 1], state, scores, codes, degree, opened)
             _hide(totals, child, level, mask)
-            last = level == trie.levels - 1
-            chosen = best(totals, min(width, leaves) if last else width)
-            if not last:
-                state = self._advance(level, state, codes, parent, child, is_open, chosen)
-            nodes, scores = child[chosen], totals[chosen]
+            chosen = best(totals, min(width, leaves) if level == last else width)
+            nodes, scores = child.take(chosen), totals.take(chosen)
+            if level < last:
+                following = self._levels[level + 1].opened.take(nodes)
+                kept = chosen[following]
+                parent = np.searchsorted(degree.cumsum(), kept, side="right")
+                # an open child has an open parent, whose state stands at the number of open beams before it
+                row = parent if len(state) == len(opened) else (opened.cumsum() - 1).take(parent)
+                state = self._advance(level, state, row, codes.take(kept))
+                opened = following
         order = np.argsort(-scores, kind="stable")
         return nodes[order], scores[order]
 
-    def _is_open(self, level: int, nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        if self._whole_codebook:
-            return np.ones(len(nodes), dtype=bool)
-        return self._open[level][nodes]
-
-    def _add_log_probabilities(
+    def _totals(
         self,
-        level: int,
-        hidden: npt.NDArray[np.floating],
-        state: npt.NDArray[np.floating],
-        totals: npt.NDArray[np.floating],
-        codes: npt.NDArray[np.int32],
-        parent: npt.NDArray[np.int64],
-        degree: npt.NDArray[np.int64],
-        is_open: npt.NDArray[np.bool_],
-    ) -> None:
-        """Add log p(code | prefix) to `totals`, which hold the score of the parent; closed beams add nothing."""
-        everything = len(state) == len(is_open)
-        at = slice(None) if everything else np.flatnonzero(is_open[parent])
-        counts = degree if everything else degree[is_open]
-        codes = codes[at]
-        row = np.repeat(np.arange(len(state)), counts)  # (C',) row of `state` of each candidate
-        shared = self._hidden_output[level] @ hidden[level + 1]  # (T,) the part all beams have in common
-        if self._weights.output_bias is not None:
-            shared = shared + self._weights.output_bias[level]
-        weight = self._state_output[level]
-        if not self._whole_codebook and len(codes) * _GATHER_COST < len(state) * len(weight):
-            values = np.einsum("ch,ch->c", state[row], weight[codes])
-            values += shared[codes]
-            norm = segment_log_sum_exp(values, counts)
+        layer: _Level,
+        hidden: Floats,
+        state: Floats,
+        scores: Floats,
+        codes: Ints,
+        degree: Ints,
+        opened: Bools,
+    ) -> Floats:
+        """(C,) score of every child: the beam's score plus log p(code | prefix)."""
+        if len(state) == len(opened):
+            return self._open_totals(layer, hidden, state, scores, codes, degree)
+        totals = np.repeat(scores, degree)
+        if len(state):
+            at = np.flatnonzero(np.repeat(opened, degree))
+            totals[at] = self._open_totals(layer, hidden, state, scores[opened], codes.take(at), degree[opened])
+        return totals
+
+    def _open_totals(
+        self, layer: _Level, hidden: Floats, state: Floats, scores: Floats, codes: Ints, degree: Ints
+    ) -> Floats:
+        """`_totals` of open beams, which all have a state."""
+        count, size = len(state), layer.state.shape[1]
+        shared = hidden @ layer.hidden  # (T,) what all beams have in common
+        if layer.bias is not None:
+            shared += layer.bias
+        values: Floats
+        if not self._whole_codebook and len(codes) * _GATHER_COST < count * size:
+            row = np.repeat(np.arange(count), degree)
+            values = np.einsum("ch,ch->c", state.take(row, axis=0), layer.state_rows.take(codes, axis=0))
+            values += shared.take(codes)
+            norm = segment_log_sum_exp(values, degree)
         else:
-            dense = state @ weight.T
+            dense = state @ layer.state  # (M', T)
             dense += shared
-            values = dense.ravel()[row * len(weight) + codes]
+            at = np.repeat(np.arange(0, count * size, size), degree)
+            at += codes
+            values = dense.ravel().take(at)
             if self._whole_codebook:
-                norm = segment_log_sum_exp(dense.ravel(), np.full(len(state), len(weight)))
+                norm = segment_log_sum_exp(dense.ravel(), np.full(count, size))
             else:
-                norm = segment_log_sum_exp(values, counts)
-        values -= norm[row]
-        totals[at] += values
+                norm = segment_log_sum_exp(values, degree)
+        values += np.repeat(scores - norm, degree)
+        return values
 
-    def _advance(
-        self,
-        level: int,
-        state: npt.NDArray[np.floating],
-        codes: npt.NDArray[np.int32],
-        parent: npt.NDArray[np.int64],
-        child: npt.NDArray[np.int64],
-        is_open: npt.NDArray[np.bool_],
-        chosen: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.floating]:
-        """The states of the chosen children that are open themselves; their parents are open, so have a state."""
-        kept = chosen[self._is_open(level + 1, child[chosen])]
-        row = parent[kept] if len(state) == len(is_open) else (np.cumsum(is_open) - 1)[parent[kept]]
+    def _advance(self, level: int, state: Floats, row: Ints, codes: Ints) -> Floats:
+        """The states of children with these parents' rows and codes, (n,) each."""
         if self._weights.transition == "none":
-            return state[row]
-        given = self._given[level][codes[kept]]
-        # the state's product once per parent, not once per child
-        recurrent = (state @ self._recurrent[level])[row]
-        return cell(self._weights.transition, given, recurrent, self._weights.state_bias[level], state[row])
+            return state.take(row, axis=0)
+        move = self._moves[level]
+        own = state.take(row, axis=0)
+        if len(row) > len(state):  # one product per parent, not one per child
+            recurrent = (state @ move.recurrent).take(row, axis=0)
+        else:
+            recurrent = own @ move.recurrent
+        return cell(self._weights, level, move.given.take(codes, axis=0), recurrent, own)
 
 
-def _hide(totals: npt.NDArray[np.floating], child: npt.NDArray[np.int64], level: int, mask: RequestMask) -> None:
+def _lay_out(weights: HeadWeights, trie: SidTrie, level: int, opened: Bools) -> _Level:
+    output = weights.output[level]
+    width = output.shape[1] // (2 if weights.fusion == "concat" else 1)
+    # W (h + s) is W' [h ; s] where W' has the columns of W twice
+    hidden, state = output[:, :width], output[:, -width:]
+    return _Level(
+        trie.child_start[level],
+        trie.node_code[level].astype(np.int64),
+        opened,
+        np.ascontiguousarray(hidden.T),
+        np.ascontiguousarray(state.T),
+        np.ascontiguousarray(state),
+        None if weights.output_bias is None else weights.output_bias[level],
+    )
+
+
+def _hide(totals: Floats, child: Ints, level: int, mask: RequestMask) -> None:
     """Set the scores of children without an eligible item to minus infinity."""
     if mask.live.alive is not None:
-        totals[~mask.live.alive[level][child]] = -np.inf
+        np.copyto(totals, -np.inf, where=~mask.live.alive[level].take(child))
     dead = mask.dead[level]
     if len(dead) and len(child):
         at = np.minimum(np.searchsorted(child, dead), len(child) - 1)
         totals[at[child[at] == dead]] = -np.inf
 
 
-def _leaves_below(trie: SidTrie) -> list[npt.NDArray[np.int64]]:
+def _leaves_below(trie: SidTrie) -> list[Ints]:
     """For depth 0..L-1, (n_d,) number of complete semantic IDs below each node."""
     start = np.arange(trie.nodes(trie.levels) + 1)
     below = []

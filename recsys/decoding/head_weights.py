@@ -120,32 +120,40 @@ def advance(
     """The state after writing one code of a level in 0..L-2: (N, H), (N,) -> (N, H)."""
     if weights.transition == "none":
         return state
-    given = weights.codes[level][codes] @ weights.input_weight[level].T + weights.input_bias[level]
+    given = given_table(weights, level)[codes]
     recurrent = state @ weights.state_weight[level].T
-    return cell(weights.transition, given, recurrent, weights.state_bias[level], state)
+    return cell(weights, level, given, recurrent, state)
+
+
+def given_table(weights: HeadWeights, level: int) -> npt.NDArray[np.floating]:
+    """(T_level, G) what each code adds to the gates, with every bias that is only added: G = H (rnn) or 3H (gru)."""
+    table = weights.codes[level] @ weights.input_weight[level].T + weights.input_bias[level]
+    added = weights.state_bias[level].copy()
+    if weights.transition == "gru":
+        added[2 * len(added) // 3 :] = 0  # the reset gate multiplies this bias too: `cell` adds it
+    return np.ascontiguousarray(table + added)
 
 
 def cell(
-    transition: Transition,
+    weights: HeadWeights,
+    level: int,
     given: npt.NDArray[np.floating],
     recurrent: npt.NDArray[np.floating],
-    state_bias: npt.NDArray[np.floating],
     state: npt.NDArray[np.floating],
 ) -> npt.NDArray[np.floating]:
-    """One step of a recurrent cell from its two matrix products.
+    """One step of the recurrent cell from its two matrix products.
 
     Args:
-        transition: `rnn` or `gru`.
-        given: (N, G) input part with its bias; G = H (rnn) or 3H (gru: r, z, n).
-        recurrent: (N, G) state part without bias; overwritten.
-        state_bias: (G,) bias of the state part.
+        weights: the head.
+        level: in 0..L-2.
+        given: (N, G) rows of `given_table`.
+        recurrent: (N, G) product of state and state weight; overwritten.
         state: (N, H).
 
     Returns:
         (N, H) the next state.
     """
-    recurrent += state_bias
-    if transition == "rnn":
+    if weights.transition == "rnn":
         recurrent += given
         np.tanh(recurrent, out=recurrent)
         return recurrent
@@ -157,6 +165,7 @@ def cell(
     gates += 1
     gates *= gates.dtype.type(0.5)
     fresh = recurrent[:, 2 * width :]
+    fresh += weights.state_bias[level][2 * width :]
     fresh *= gates[:, :width]
     fresh += given[:, 2 * width :]
     np.tanh(fresh, out=fresh)

@@ -9,12 +9,16 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+# Sums of exponentials above this lost no term that float32 could have seen.
+_SAFE_SUM = 1e-30
+
 
 def ranges(start: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """start[0], start[0] + 1, ... (counts[0] numbers), start[1], ...: (counts.sum(),) int64."""
     ends = counts.cumsum()
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(start - ends + counts, counts) + np.arange(total)
+    result = np.repeat(start - ends + counts, counts)
+    result += np.arange(len(result))
+    return result
 
 
 def segment_log_sum_exp(values: npt.NDArray[np.floating], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.floating]:
@@ -28,6 +32,13 @@ def segment_log_sum_exp(values: npt.NDArray[np.floating], counts: npt.NDArray[np
         (n,) in the type of `values`.
     """
     first = counts.cumsum() - counts
+    # One shift for all rows saves two passes; rows far below it are done again with a shift of their own.
+    highest = values.max()
+    total = np.add.reduceat(np.exp(values - highest), first)
+    if total.min() > _SAFE_SUM:
+        np.log(total, out=total)
+        total += highest
+        return total
     peak = np.maximum.reduceat(values, first)
     total = np.add.reduceat(np.exp(values - np.repeat(peak, counts)), first)
     return peak + np.log(total)
@@ -39,11 +50,9 @@ def best(scores: npt.NDArray[np.floating], width: int) -> npt.NDArray[np.int64]:
     Scores of minus infinity are never chosen, so that fewer may come back.
     """
     surplus = len(scores) - width
-    if surplus <= 0:
-        return np.flatnonzero(scores > -np.inf)
-    threshold = np.partition(scores, surplus)[surplus]
+    threshold = np.partition(scores, surplus)[surplus] if surplus > 0 else -np.inf
     if threshold == -np.inf:
-        return np.flatnonzero(scores > -np.inf)
+        return np.flatnonzero(scores > threshold)
     chosen = np.flatnonzero(scores >= threshold)
     if len(chosen) > width:
         tied = np.flatnonzero(scores[chosen] == threshold)

@@ -1,0 +1,57 @@
+"""Which decoders a model offers, and building one by its word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recsys.decoding.flat import FlatDecoder
+from recsys.decoding.nezha import NezhaDecoder
+from recsys.errors import ConfigError
+from recsys.models.compact import FlatRecommender
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from recsys.decoding.decoder import Decoder
+    from recsys.decoding.trie import SidTrie
+    from recsys.models import Recommender
+
+
+def decoder_names(model: Recommender) -> tuple[str, ...]:
+    """The decoders that answer from this model's weights, the default first."""
+    if isinstance(model, FlatRecommender):
+        return ("flat",)
+    return ("nezha",)
+
+
+def build_decoder(
+    model: Recommender,
+    trie: SidTrie,
+    *,
+    name: str | None = None,
+    prior: npt.NDArray[np.number] | None = None,
+) -> Decoder:
+    """A decoder over a model in evaluation mode.
+
+    Args:
+        model: trained with this trie.
+        trie: of the tokenizer's assignment.
+        name: one of `decoder_names(model)`; None = the first.
+        prior: (I,) order of preference among items that share a semantic ID.
+
+    Raises:
+        ConfigError: the model's shape has no such decoder.
+    """
+    offered = decoder_names(model)
+    chosen = name or offered[0]
+    if chosen not in offered:
+        raise ConfigError(
+            f"a {model.config.shape} model has no such decoder",
+            field="decoder",
+            value=chosen,
+            remedy=f"one of {', '.join(offered)}",
+        )
+    if isinstance(model, FlatRecommender):
+        return FlatDecoder(model)
+    return NezhaDecoder(model, trie, prior=prior)
