@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from recsys.records import ITEMS
+from recsys.storage import write_json_atomically
+
+if TYPE_CHECKING:
+    from recsys.bundle import Registry
+
 ROOT = Path(__file__).resolve().parent.parent
+TINY_ITEMS, TINY_USERS = 48, 30
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +29,109 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"public data sets are absent: set WINDFIRE_DATA (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory as `windfire offline run` leaves it: 48 items, 30 users, made without Spark. Read only."""
+    work = tmp_path_factory.mktemp("tiny") / "work"
+    rng = np.random.default_rng(7)
+    indices = np.arange(TINY_ITEMS, dtype=np.int32)
+    lengths = rng.integers(4, 12, TINY_USERS)
+    sequences = [rng.permutation(TINY_ITEMS)[:length].tolist() for length in lengths]
+    events = [item for items in sequences for item in items[:-2]]
+    counts = np.bincount(events, minlength=TINY_ITEMS)
+    rows = [
+        {
+            "item_id": f"item-{n:02d}",
+            "title": f"Title {n}",
+            "category_path": ["All", f"Group {n % 3}"],
+            "brand": f"Brand {n % 4}",
+            "price_micros": n * 1_000_000,
+        }
+        for n in range(TINY_ITEMS)
+    ]
+    items = pa.Table.from_pylist(rows, schema=ITEMS)
+    items = items.add_column(0, "train_count", pa.array(counts)).add_column(0, "item_index", pa.array(indices))
+    users = [f"user-{n:02d}" for n in range(TINY_USERS)]
+    pairs = [(item, (item + step) % TINY_ITEMS, step - 1) for item in range(TINY_ITEMS) for step in (1, 2, 3)]
+    jobs: dict[str, dict[str, Any]] = {
+        "sequences": {"user_id": users, "items": sequences, "times": [list(range(n)) for n in lengths]},
+        "splits": {
+            "user_id": users,
+            "train_end": pa.array(lengths - 2, pa.int32()),
+            "valid_index": pa.array(lengths - 2, pa.int32()),
+            "test_index": pa.array(lengths - 1, pa.int32()),
+        },
+        "text_embeddings": {"item_index": indices, "vector": list(rng.normal(size=(TINY_ITEMS, 6)).astype("f4"))},
+        "collaborative": {"item_index": indices, "vector": list(rng.normal(size=(TINY_ITEMS, 4)).astype("f4"))},
+        "semantic_ids": {
+            "item_index": indices,
+            "codes": [[n % 4, n // 4 % 4, n // 16] for n in range(TINY_ITEMS)],
+        },
+        "popularity": {
+            "scene": [""] * TINY_ITEMS + ["home"] * 10,
+            "item_index": np.concatenate([indices, indices[:10]]),
+            "count": np.concatenate([counts, np.arange(10)]),
+        },
+        "item_to_item": {
+            "item_index": pa.array([item for item, _, _ in pairs], pa.int32()),
+            "neighbour": pa.array([other for _, other, _ in pairs], pa.int32()),
+            "rank": pa.array([rank for _, _, rank in pairs], pa.int32()),
+            "score": [1.0 / (1 + rank) for _, _, rank in pairs],
+        },
+    }
+    for name, table in {"items": items, **{name: pa.table(columns) for name, columns in jobs.items()}}.items():
+        (work / name / "data").mkdir(parents=True)
+        pq.write_table(table, work / name / "data" / "part-0.parquet")
+    np.save(work / "semantic_ids" / "codebook_1.npy", np.zeros((4, 10), dtype=np.float32))
+    write_json_atomically(
+        work / "semantic_ids" / "tokenizer.json", {"tokenizer_version": "tok-1", "codebook_sizes": [4, 4, 3]}
+    )
+    return work
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_work: Path) -> Path:
+    """A training run on `tiny_work` as the trainer leaves it, with random weights. Read only."""
+    import torch
+    from safetensors.torch import save_file
+
+    from recsys.models import ItemFeatures, RecommenderConfig, build_model
+
+    config = RecommenderConfig((4, 4, 3), TINY_ITEMS, 6, 4, d_model=16, layers=1, heads=2, max_history=10)
+    features = ItemFeatures(
+        np.zeros((TINY_ITEMS, 3), np.int32),
+        np.zeros((TINY_ITEMS, 6), np.float32),
+        np.zeros((TINY_ITEMS, 4), np.float32),
+        np.ones(TINY_ITEMS, np.int64),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        weights = build_model(config, features).state_dict()
+    run = tiny_work.parent / "run"
+    (run / "model").mkdir(parents=True)
+    save_file(weights, run / "model" / "weights.safetensors")
+    write_json_atomically(run / "model" / "config.json", config.to_dict())
+    manifest = {
+        "format": "windfire.run/1",
+        "settings": {"steps": 1},
+        "seed": 7,
+        "tokenizer_version": "tok-1",
+        "fingerprint": "none",
+        "metrics": {"valid.ndcg@10": 0.1},
+        "steps": 1,
+        "seconds": 0.1,
+    }
+    write_json_atomically(run / "manifest.json", manifest)
+    return run
+
+
+@pytest.fixture
+def tiny_registry(tiny_work: Path, tiny_run: Path, tmp_path: Path) -> Registry:
+    """A registry of one's own with `tiny_run` published and current."""
+    from recsys.bundle import Registry, publish_run
+
+    registry = Registry(tmp_path / "registry")
+    publish_run(registry, run=tiny_run, work=tiny_work, created=datetime(2026, 1, 1, tzinfo=UTC))
+    return registry

@@ -1,0 +1,108 @@
+"""From a bundle to a model and a decoder that answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from recsys.bundle.manifest import corrupt
+from recsys.catalog.arrays import load_json
+from recsys.decoding.building import build_decoder
+from recsys.errors import DataError, VersionMismatchError
+from recsys.models import ItemFeatures, RecommenderConfig, build_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from recsys.bundle.bundle import Bundle
+    from recsys.decoding.decoder import Decoder
+    from recsys.models import Recommender
+
+
+def load_decoder(bundle: Bundle, name: str | None = None) -> Decoder:
+    """Build the decoder that answers from a bundle's weights.
+
+    Args:
+        bundle: opened.
+        name: a decoder of the model's shape; None takes the shape's own (`nezha`, or `flat`).
+
+    Raises:
+        ConfigError: the shape has no decoder of this name.
+        CorruptionError: the weights cannot be read; names the file.
+        DataError: the weights do not fit the configuration or are not finite.
+        VersionMismatchError: the model was made for another catalog or other codebooks.
+    """
+    features = ItemFeatures(bundle.codes, bundle.text, bundle.collaborative, bundle.train_counts)
+    model = load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)
+    return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name)
+
+
+def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[int, ...]) -> Recommender:
+    """Read config.json and weights.safetensors of a trained model, in evaluation mode.
+
+    Args:
+        directory: holds the two files.
+        features: of the catalog the model was trained on.
+        codebook_sizes: of the tokenizer.
+
+    Raises:
+        CorruptionError: a file cannot be read; names it.
+        DataError: the weights do not fit the configuration or are not finite.
+        VersionMismatchError: the model was made for another catalog or other codebooks.
+    """
+    config = RecommenderConfig.from_dict(load_json(directory / "config.json"))
+    items, levels = features.codes.shape
+    if config.num_items != items or config.codebook_sizes != codebook_sizes or config.levels != levels:
+        raise VersionMismatchError(
+            f"the tokenizer names {items} items in codebooks {codebook_sizes}; the model was made for "
+            f"{config.num_items} items in codebooks {config.codebook_sizes}",
+            field="codebook_sizes",
+            value=config.codebook_sizes,
+            remedy="train the model again on this work directory",
+        )
+    path = directory / "weights.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise corrupt(path, f"{path.name} cannot be read: {error}") from error
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise DataError("a weight is not finite", field="tensor", value=name, remedy="train the model again")
+    model = build_model(config, _used(features, config))
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights do not fit the model's configuration: {error}",
+            field="weights",
+            value=str(path),
+            remedy="publish the run directory as training wrote it",
+        ) from error
+    return model.eval()
+
+
+def _used(features: ItemFeatures, config: RecommenderConfig) -> ItemFeatures:
+    """The features that the model reads: a part that was switched off in training has width 0."""
+    return ItemFeatures(
+        codes=features.codes,
+        text=_width(features.text, config.text_dim, "text_dim"),
+        collaborative=_width(features.collaborative, config.collaborative_dim, "collaborative_dim"),
+        train_counts=features.train_counts,
+    )
+
+
+def _width(vectors: npt.NDArray[np.float32], wanted: int, field: str) -> npt.NDArray[np.float32]:
+    if wanted not in (0, vectors.shape[1]):
+        raise VersionMismatchError(
+            f"the items have vectors of width {vectors.shape[1]}",
+            field=field,
+            value=wanted,
+            remedy="train the model again on this work directory",
+        )
+    return vectors[:, :wanted]

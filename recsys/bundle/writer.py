@@ -1,0 +1,173 @@
+"""From a training run and a work directory to a published bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from recsys.bundle.bundle import ALL_SCENES
+from recsys.bundle.loading import load_model
+from recsys.bundle.manifest import BundleManifest, TrainingData
+from recsys.bundle.provenance import code_version
+from recsys.catalog import Catalog
+from recsys.catalog.arrays import save_array
+from recsys.datasets.prepared import PreparedData, read_job
+from recsys.errors import DataError, VersionMismatchError
+from recsys.models import ItemFeatures
+from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from recsys.bundle.registry import Registry
+    from recsys.datasets.prepared import Sequences
+
+RUN_FORMAT: Final = "windfire.run/1"
+_MODEL_FILES: Final = ("config.json", "weights.safetensors")
+
+
+def publish_run(
+    registry: Registry,
+    *,
+    run: Path,
+    work: Path,
+    created: datetime,
+    catalog_sequence: int = 0,
+    make_current: bool = True,
+) -> BundleManifest:
+    """Publish a trained recommender with the catalog it was trained on.
+
+    Args:
+        registry: where to.
+        run: what `windfire train recommender` wrote.
+        work: what `windfire offline run` wrote, and the run was trained on.
+        created: UTC; names the version.
+        catalog_sequence: the catalog log's sequence number that the work directory stands at.
+        make_current: whether to serve it from now on.
+
+    Returns:
+        The manifest of the new version; of the earlier one when it holds the very same files.
+
+    Raises:
+        DataError: the run or the work directory is incomplete, or weights are not finite.
+        VersionMismatchError: the run was trained with another tokenizer or on another catalog.
+    """
+    run_manifest = load_run_manifest(run)
+    model_version = sha256_parts([sha256_file(run / "model" / name) for name in _MODEL_FILES])[:12]
+
+    def write(directory: Path) -> BundleManifest:
+        data = PreparedData.load(work)
+        check_run(run, run_manifest, data)
+        write_tables(directory, data, work)
+        (directory / "model").mkdir()
+        for name in _MODEL_FILES:
+            shutil.copyfile(run / "model" / name, directory / "model" / name)
+        return BundleManifest(
+            version="",
+            model_version=model_version,
+            tokenizer_version=data.tokenizer_version,
+            catalog_sequence=catalog_sequence,
+            items=data.items.num_rows,
+            created=created.isoformat(),
+            training=training_data(data.sequences),
+            code_version=code_version(),
+            metrics=run_manifest["metrics"],
+            config={"settings": run_manifest["settings"], "seed": run_manifest["seed"]},
+        )
+
+    return registry.publish(f"{created:%Y%m%dT%H%M%S.%fZ}-{model_version}", write, make_current=make_current)
+
+
+def load_run_manifest(run: Path) -> dict[str, Any]:
+    """Read a training run's manifest.
+
+    Raises:
+        DataError: the run is not finished, is of another format, or its model is missing.
+    """
+    missing = [
+        name for name in ("manifest.json", *(f"model/{name}" for name in _MODEL_FILES)) if not (run / name).is_file()
+    ]
+    if missing:
+        raise DataError(
+            f"no finished training run in {run}",
+            field="file",
+            value=missing[0],
+            remedy="run `windfire train recommender` first; the same command again continues an interrupted one",
+        )
+    try:
+        manifest: dict[str, Any] = read_json(run / "manifest.json")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"the run's manifest is not JSON: {error}", field="run", value=str(run)) from error
+    if manifest.get("format") != RUN_FORMAT:
+        raise DataError(f"the run has another format than {RUN_FORMAT}", field="format", value=manifest.get("format"))
+    return manifest
+
+
+def check_run(run: Path, manifest: dict[str, Any], data: PreparedData) -> None:
+    """Refuse a model that does not belong to the work directory, or that could not be loaded again.
+
+    Raises:
+        VersionMismatchError: another tokenizer, catalog or codebooks.
+        DataError: the weights do not fit the configuration or are not finite.
+    """
+    if manifest["tokenizer_version"] != data.tokenizer_version:
+        raise VersionMismatchError(
+            f"the run was trained with another tokenizer than {data.tokenizer_version} of the work directory",
+            field="tokenizer_version",
+            value=manifest["tokenizer_version"],
+            remedy="publish with the work directory it was trained on, or train again",
+        )
+    features = ItemFeatures(data.codes, data.text, data.collaborative, data.train_counts)
+    load_model(run / "model", features, data.codebook_sizes)
+
+
+def write_tables(directory: Path, data: PreparedData, work: Path) -> None:
+    """Write everything of a bundle but the model and the manifest into an empty directory."""
+    pq.write_table(data.items, directory / "items.parquet", compression="zstd")
+    for name in ("codes", "text", "collaborative", "train_counts"):
+        save_array(directory / f"{name}.npy", getattr(data, name))
+    for folder in ("catalog", "popularity", "item_to_item", "tokenizer"):
+        (directory / folder).mkdir()
+    Catalog.build(data.items).save(directory / "catalog")
+    _write_popularity(directory / "popularity", read_job(work, "popularity"))
+    _write_item_to_item(directory / "item_to_item", read_job(work, "item_to_item"), len(data.codes))
+    for path in sorted((work / "semantic_ids").iterdir()):
+        if path.suffix in {".json", ".npy"} and path.name != "manifest.json":
+            shutil.copyfile(path, directory / "tokenizer" / path.name)
+
+
+def training_data(sequences: Sequences) -> TrainingData:
+    """Count and date the interactions that training saw."""
+    lengths = np.diff(sequences.offsets)
+    place = np.arange(len(sequences.items)) - np.repeat(sequences.offsets[:-1], lengths)  # (E,) position per user
+    times = sequences.times[place < np.repeat(sequences.train_end, lengths)]
+    return TrainingData(
+        events=len(times),
+        first_time=int(times.min()) if len(times) else None,
+        last_time=int(times.max()) if len(times) else None,
+    )
+
+
+def _write_popularity(directory: Path, table: pa.Table) -> None:
+    ordered = table.sort_by([("scene", "ascending"), ("count", "descending"), ("item_index", "ascending")])
+    scene = np.asarray(ordered["scene"].to_pylist(), dtype=object)
+    scenes = sorted({ALL_SCENES, *scene})
+    write_json_atomically(directory / "scenes.json", scenes)
+    ends = [int((scene == name).sum()) for name in scenes]
+    save_array(directory / "offsets.npy", np.concatenate([[0], np.cumsum(ends)]).astype(np.int64))
+    save_array(directory / "items.npy", ordered["item_index"].to_numpy().astype(np.int32))
+
+
+def _write_item_to_item(directory: Path, table: pa.Table, items: int) -> None:
+    ordered = table.sort_by([("item_index", "ascending"), ("rank", "ascending")])
+    counts = np.bincount(ordered["item_index"].to_numpy(), minlength=items)
+    save_array(directory / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    save_array(directory / "neighbours.npy", ordered["neighbour"].to_numpy().astype(np.int32))
+    save_array(directory / "scores.npy", ordered["score"].to_numpy().astype(np.float32))
