@@ -1,0 +1,232 @@
+"""The engine: what answers a recommendation behind one protocol, whichever process it runs in."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from recsys.catalog import CatalogFilter
+from recsys.errors import UnavailableError
+from serving.schemas import ServedBy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from serving.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A recommendation asked of the engine; items by id, because ids outlive bundles.
+
+    Attributes:
+        history: item ids, oldest first; ids that the catalog does not have are ignored.
+        n: items wanted, at least 1.
+        time: UTC microseconds by which availability is judged.
+        scene: surface of the app.
+        conditions: on the items' attributes.
+        allow: only these items may be shown; None = all.
+        deny: none of these may be shown.
+        exclude_seen: whether no item of the history may be shown.
+    """
+
+    history: Sequence[str]
+    n: int
+    time: int
+    scene: str | None = None
+    conditions: CatalogFilter = field(default_factory=CatalogFilter)
+    allow: Sequence[str] | None = None
+    deny: Sequence[str] = ()
+    exclude_seen: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SlateItem:
+    """One item of an answer; scores do not rise within one source."""
+
+    item_id: str
+    score: float
+    source: str
+    title: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounts:
+    """See `serving.schemas.Counts`."""
+
+    history: int
+    history_unknown: int
+    history_cut: int
+    filter_unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """A slate made from one bundle.
+
+    Attributes:
+        items: at most n, best first.
+        served_by: the tier that began the answer.
+        decoder: the decoder that ran, None where none was needed.
+        bundle_version: the bundle that everything in the answer comes from.
+        catalog_version: its catalog.
+        truncated: fewer than n items are eligible.
+        counts: what was done with the request's ids.
+        ineligible: items that the last look at the slate took out; a fault if it is not 0.
+    """
+
+    items: list[SlateItem]
+    served_by: ServedBy
+    decoder: str | None
+    bundle_version: str
+    catalog_version: str
+    truncated: bool
+    counts: EngineCounts
+    ineligible: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVersions:
+    """What an engine runs."""
+
+    bundle: str
+    catalog: str
+    decoder: str
+
+
+class Engine(Protocol):
+    """Answers recommendations."""
+
+    @property
+    def versions(self) -> EngineVersions | None:
+        """What runs; None before the first bundle."""
+
+    async def recommend(self, request: EngineRequest) -> EngineAnswer:
+        """Answer one request.
+
+        Raises:
+            UnavailableError: no bundle yet, the queue is full, or the engine is stopping.
+        """
+
+
+class Recommender(Protocol):
+    """A loaded bundle: the part of an engine that a reload exchanges."""
+
+    @property
+    def versions(self) -> EngineVersions:
+        """What it is."""
+
+    def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        """Answer a batch, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request: EngineRequest
+    answer: asyncio.Future[EngineAnswer]
+    loop: asyncio.AbstractEventLoop
+
+
+class InProcessEngine:
+    """Decodes in one thread of this process, away from the event loop.
+
+    Requests that wait while a batch is decoded form the next batch; nobody waits for a batch to fill. A batch is
+    answered by one recommender, so that an answer never mixes two bundles.
+
+    Args:
+        metrics: counts batches and the queue.
+        queue_limit: requests that may wait.
+        batch_limit: requests that are decoded together.
+        torch_threads: threads of one tensor operation.
+    """
+
+    def __init__(self, metrics: Metrics, *, queue_limit: int, batch_limit: int, torch_threads: int) -> None:
+        self._metrics = metrics
+        self._batch_limit = batch_limit
+        self._torch_threads = torch_threads
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(queue_limit)
+        self._recommender: Recommender | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="windfire-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def versions(self) -> EngineVersions | None:
+        """See `Engine.versions`."""
+        recommender = self._recommender
+        return None if recommender is None else recommender.versions
+
+    def swap(self, recommender: Recommender) -> None:
+        """Answer from this recommender, beginning with the next batch."""
+        self._recommender = recommender
+
+    async def recommend(self, request: EngineRequest) -> EngineAnswer:
+        """See `Engine.recommend`."""
+        if self._recommender is None or self._stopping:
+            raise UnavailableError("no bundle is loaded" if not self._stopping else "the server is stopping")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(request, loop.create_future(), loop)
+        try:
+            self._queue.put_nowait(waiting)
+        except queue.Full:
+            raise UnavailableError("too many requests wait for the model") from None
+        self._metrics.queue.set(self._queue.qsize())
+        return await waiting.answer
+
+    def close(self) -> None:
+        """Answer what waits, then end the thread."""
+        self._stopping = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._torch_threads)
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            while len(batch) < self._batch_limit and not self._queue.empty():
+                following = self._queue.get_nowait()  # this thread is the only reader
+                if following is None:
+                    self._answer(batch)
+                    return
+                batch.append(following)
+            self._answer(batch)
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        live = [waiting for waiting in batch if not waiting.answer.cancelled()]
+        recommender = self._recommender
+        if not live or recommender is None:
+            return
+        started = time.perf_counter()
+        try:
+            answers: list[EngineAnswer | Exception] = list(recommender.recommend([each.request for each in live]))
+        except Exception as error:  # noqa: BLE001 - raised again where the request waits
+            answers = self._one_by_one(recommender, live) if len(live) > 1 else [error]
+        self._metrics.decode.observe(time.perf_counter() - started)
+        self._metrics.batch.observe(len(live))
+        for waiting, answer in zip(live, answers, strict=True):
+            waiting.loop.call_soon_threadsafe(_settle, waiting.answer, answer)
+
+    def _one_by_one(self, recommender: Recommender, live: list[_Waiting]) -> list[EngineAnswer | Exception]:
+        """After a batch has failed: nobody else pays for the request that broke it."""
+        answers: list[EngineAnswer | Exception] = []
+        for waiting in live:
+            try:
+                answers += recommender.recommend([waiting.request])
+            except Exception as error:  # noqa: BLE001 - raised again where the request waits
+                answers.append(error)
+        return answers
+
+
+def _settle(future: asyncio.Future[EngineAnswer], answer: EngineAnswer | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

@@ -1,0 +1,105 @@
+"""One envelope for every error: {code, message, retryable} and the field where there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from recsys.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+RETRY_AFTER_SECONDS: Final = 1
+_MAX_TEXT: Final = 300
+
+
+class ErrorBody(BaseModel):
+    """What every answer with a status of 400 and above carries."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str = Field(description="A stable word for programs.", examples=["malformed"])
+    message: str = Field(description="What happened, for people.")
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    field: str | None = Field(default=None, description="The offending field, as a dotted path.", examples=["body.n"])
+
+
+class Problem(NamedTuple):
+    """A documented kind of error."""
+
+    status: int
+    code: str
+    retryable: bool
+    description: str
+
+
+MALFORMED: Final = Problem(422, "malformed", False, "The request is no JSON, or a field does not fit its form.")
+TOO_LARGE: Final = Problem(413, "too_large", False, "The body is over 1 MiB.")
+NOT_FOUND: Final = Problem(404, "not_found", False, "No such path.")
+METHOD: Final = Problem(405, "method_not_allowed", False, "The path does not know this method.")
+INTERNAL: Final = Problem(500, "internal", False, "A fault of the server; its log has the details.")
+UNAVAILABLE: Final = Problem(
+    503, "unavailable", True, "Not ready, overloaded or stopping; try again after Retry-After seconds."
+)
+_BY_STATUS: Final = {problem.status: problem for problem in (MALFORMED, TOO_LARGE, NOT_FOUND, METHOD, UNAVAILABLE)}
+
+
+def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: these errors and the ones that any route may answer."""
+    return {
+        problem.status: {"model": ErrorBody, "description": problem.description} for problem in (*problems, INTERNAL)
+    }
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer made by orjson."""
+    return Response(orjson.dumps(content), status_code=status, headers=headers, media_type="application/json")
+
+
+def envelope(
+    problem: Problem, message: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error as an answer."""
+    body: dict[str, Any] = {"code": problem.code, "message": message, "retryable": problem.retryable}
+    if field is not None:
+        body["field"] = field
+    extra = dict(headers or {})
+    if problem.retryable:
+        extra.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    return json_response(body, problem.status, extra)
+
+
+def install(app: FastAPI) -> None:
+    """Put every error that a route may raise into the envelope."""
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        first: dict[str, Any] = error.errors()[0]
+        path = _printable(".".join(str(part) for part in first["loc"]))
+        return envelope(MALFORMED, _printable(f"{path}: {first['msg']}"), field=path)
+
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: Request, error: UnavailableError) -> Response:
+        return envelope(UNAVAILABLE, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        # The framework says 400 where a body cannot be read as JSON for another reason than its syntax.
+        problem = _BY_STATUS.get(MALFORMED.status if error.status_code == 400 else error.status_code)
+        if problem is None:
+            problem = Problem(error.status_code, "http_error", False, "")
+        return envelope(problem, problem.description or str(error.detail), headers=error.headers)
+
+
+def _printable(text: str) -> str:
+    """Names of fields come from the request: cut, and without lone surrogates, which JSON cannot carry."""
+    return text[:_MAX_TEXT].encode("utf-8", "replace").decode()

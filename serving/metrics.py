@@ -1,0 +1,67 @@
+"""What /metrics shows; one registry per application, so that two in one process do not mix."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """The server's counters.
+
+    Attributes:
+        requests: seconds per request by route template, tier (recommend's served_by) and status.
+        decode: seconds of one decoded batch.
+        batch: requests per decoded batch.
+        items: items answered, by source.
+        ineligible: items that an independent look at the final slate had to take out; must stay 0.
+        unknown_items: item ids in histories that the catalog does not have.
+        events: event rows by result.
+        exposures_dropped: exposures that found the queue full or the disk failing.
+        history_failures: durable events whose merge into a history failed; replayed at the next start.
+        queue: recommend requests waiting for the model.
+        bundle: 1 for the version that answers.
+        reloads: bundles put in, or refused, by result.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Histogram(
+            "windfire_request_seconds",
+            "Seconds per request.",
+            ["route", "tier", "status"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.decode = Histogram(
+            "windfire_decode_seconds", "Seconds per decoded batch.", buckets=_SECONDS, registry=registry
+        )
+        self.batch = Histogram(
+            "windfire_decode_batch", "Requests per decoded batch.", buckets=(1, 2, 4, 8, 16, 32), registry=registry
+        )
+        self.items = Counter("windfire_items", "Items answered.", ["source"], registry=registry)
+        self.ineligible = Counter(
+            "windfire_ineligible_items", "Ineligible items caught in a final slate; must stay 0.", registry=registry
+        )
+        self.unknown_items = Counter(
+            "windfire_history_unknown_items", "Item ids of histories outside the catalog.", registry=registry
+        )
+        self.events = Counter("windfire_events", "Event rows.", ["result"], registry=registry)
+        self.exposures_dropped = Counter("windfire_exposures_dropped", "Exposures not written.", registry=registry)
+        self.history_failures = Counter(
+            "windfire_history_failures", "Durable events not yet in a history.", registry=registry
+        )
+        self.queue = Gauge("windfire_engine_queue", "Requests waiting for the model.", registry=registry)
+        self.bundle = Gauge("windfire_bundle", "1 for the bundle that answers.", ["version"], registry=registry)
+        self.reloads = Counter("windfire_bundle_reloads", "Bundles put in or refused.", ["result"], registry=registry)
+
+    def observe(self, route: str, tier: str, status: int, seconds: float) -> None:
+        """Count one finished request."""
+        self.requests.labels(route, tier, str(status)).observe(seconds)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,91 @@
+"""The last look at a slate: every item against the request, by other code and other data than chose it.
+
+The stages work on the catalog's bitsets; this reads the rows of the items table and compares value by value, so that
+a fault in the one shows in the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from recsys.catalog import CatalogFilter
+    from serving.engine import EngineRequest
+
+_COLUMNS: Final = (
+    "item_id",
+    "title",
+    "category_path",
+    "brand",
+    "price_micros",
+    "available_from",
+    "available_until",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRow:
+    """An item of a slate: what an answer shows of it, and whether it may be shown."""
+
+    item_id: str
+    title: str | None
+    eligible: bool
+
+
+class SlateCheck:
+    """Judges slates by the rows of the items table.
+
+    Args:
+        items: `recsys.records.ITEMS`, row r = item index r.
+    """
+
+    def __init__(self, items: pa.Table) -> None:
+        self._columns = {name: items[name].combine_chunks() for name in _COLUMNS}
+
+    def rows(self, request: EngineRequest, indices: Sequence[int]) -> list[CheckedRow]:
+        """Look at every item of a slate.
+
+        Args:
+            request: what was asked.
+            indices: item indices in the order of the slate.
+        """
+        taken = pa.array(indices, type=pa.int32())
+        columns = {name: column.take(taken).to_pylist() for name, column in self._columns.items()}
+        allow = None if request.allow is None else frozenset(request.allow)
+        refused = set(request.deny)
+        if request.exclude_seen:
+            refused.update(request.history)
+        rows = []
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(_COLUMNS, values, strict=True))
+            item = row["item_id"]
+            eligible = (
+                item not in refused
+                and (allow is None or item in allow)
+                and _available(row, request.time)
+                and _matches(row, request.conditions)
+            )
+            refused.add(item)  # a second appearance is as wrong as a denied item
+            rows.append(CheckedRow(item, row["title"], eligible))
+        return rows
+
+
+def _available(row: dict[str, Any], now: int) -> bool:
+    begins, ends = row["available_from"], row["available_until"]
+    return (begins is None or begins <= now) and (ends is None or now < ends)
+
+
+def _matches(row: dict[str, Any], conditions: CatalogFilter) -> bool:
+    path, brand, price = tuple(row["category_path"] or ()), row["brand"], row["price_micros"]
+    low, high = conditions.price_min_micros, conditions.price_max_micros
+    return (
+        (not conditions.categories or any(path[: len(wanted)] == wanted for wanted in conditions.categories))
+        and (not conditions.brands or brand in conditions.brands)
+        and (low is None or (price is not None and price >= low))
+        and (high is None or (price is not None and price <= high))
+    )

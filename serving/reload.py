@@ -1,0 +1,107 @@
+"""From the registry's CURRENT to a running bundle: at the start and whenever it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from recsys.bundle.loading import load_decoder
+from recsys.bundle.registry import Registry
+from recsys.errors import WindfireError
+from serving.engine import EngineRequest
+from serving.stages import BundleRecommender
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+    from pathlib import Path
+
+    from serving.engine import InProcessEngine
+    from serving.metrics import Metrics
+    from serving.settings import Settings
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+def load_recommender(registry: Registry, version: str, *, decoder: str, beam: int, markers: Path) -> BundleRecommender:
+    """Verify and load a bundle, and let it answer once.
+
+    Args:
+        registry: where the bundle is.
+        version: which.
+        decoder: its name, or `auto`.
+        beam: prefixes kept per level.
+        markers: directory that remembers which files were verified on this host.
+
+    Raises:
+        WindfireError: the bundle is missing, corrupt or cannot answer.
+    """
+    bundle = registry.open(version, markers=markers)
+    recommender = BundleRecommender(bundle, load_decoder(bundle, None if decoder == "auto" else decoder), beam=beam)
+    history = bundle.catalog.index.ids(bundle.popular(None)[:3])
+    recommender.recommend([EngineRequest(history=history, n=10, time=time.time_ns() // 1_000)])
+    return recommender
+
+
+class BundleWatcher:
+    """Keeps an engine at the registry's CURRENT.
+
+    A bundle that cannot be loaded is refused and the one before answers on; the same version is not tried again
+    until CURRENT changes.
+
+    Args:
+        settings: registry, decoder, beam, how often to look.
+        engine: gets every new bundle.
+        metrics: counts reloads.
+    """
+
+    def __init__(self, settings: Settings, engine: InProcessEngine, metrics: Metrics) -> None:
+        self._settings = settings
+        self._registry = Registry(settings.registry)
+        self._engine = engine
+        self._metrics = metrics
+        self._tried: str | None = None
+        self.refused: str | None = None
+
+    async def look(self) -> None:
+        """Load CURRENT if it is another version than the one tried last; never raises for a bad bundle."""
+        version: str | None = None
+        try:
+            version = await asyncio.to_thread(self._registry.current)
+            if version is None or version == self._tried:
+                return
+            await self._put_in(version)
+        except (WindfireError, OSError) as error:
+            if self.refused != str(error):
+                _log.error("bundle_refused", version=version, error=str(error))
+                self._metrics.reloads.labels("refused").inc()
+            self.refused = str(error)
+        self._tried = version
+
+    async def watch(self, every: timedelta) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(every.total_seconds())
+            await self.look()
+
+    async def _put_in(self, version: str) -> None:
+        settings = self._settings
+        started = time.perf_counter()
+        recommender = await asyncio.to_thread(
+            load_recommender,
+            self._registry,
+            version,
+            decoder=settings.decoder,
+            beam=settings.beam,
+            markers=settings.state / "verified",
+        )
+        before = self._engine.versions
+        self._engine.swap(recommender)
+        self.refused = None
+        if before is not None:
+            self._metrics.bundle.remove(before.bundle)
+        self._metrics.bundle.labels(version).set(1)
+        self._metrics.reloads.labels("loaded").inc()
+        _log.info("bundle_loaded", version=version, seconds=round(time.perf_counter() - started, 3))

@@ -1,0 +1,162 @@
+"""Requests and answers of the HTTP API, as OpenAPI shows them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_N: Final = 500
+MAX_HISTORY: Final = 1_000
+MAX_EVENTS: Final = 1_000
+_INT64: Final = 2**63 - 1
+
+# 120 characters are at most 480 bytes in UTF-8: every id fits the 511 bytes of a key of the embedded store.
+Identifier = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00]+$")]
+Word = Annotated[str, Field(min_length=1, max_length=64)]
+Name = Annotated[str, Field(max_length=256)]
+Int64 = Annotated[int, Field(ge=-_INT64, le=_INT64)]
+Micros = Annotated[int, Field(ge=0, le=_INT64)]
+ItemIds = Annotated[list[str], Field(max_length=10_000)]
+Categories = Annotated[list[Annotated[list[Name], Field(min_length=1, max_length=16)]], Field(max_length=100)]
+
+
+class ServedBy(StrEnum):
+    """The tier that began the answer."""
+
+    NEZHA = "nezha"
+    NEZHA_SMALL = "nezha_small"
+    CACHED = "cached"
+    ITEM_TO_ITEM = "item_to_item"
+    POPULAR_SCENE = "popular_scene"
+    POPULAR_MEMORY = "popular_memory"
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Filters(_Request):
+    """Conditions on items: alternatives inside one field, all fields together."""
+
+    categories: Categories = Field(
+        default=[], description="Category paths from the root; an item matches at or below any of them.",
+        examples=[[["Beauty", "Hair Care"]]],
+    )  # fmt: skip
+    brands: Annotated[list[Name], Field(max_length=1_000)] = Field(default=[], description="Exact brand names.")
+    price_min_micros: Micros | None = Field(default=None, description="Lowest price; items without one do not match.")
+    price_max_micros: Micros | None = Field(default=None, description="Highest price; items without one do not match.")
+    allow: ItemIds | None = Field(default=None, description="Only these items; an empty list allows none.")
+    deny: ItemIds = Field(default=[], description="None of these items.")
+
+
+class RecommendRequest(_Request):
+    """Whom to recommend to, how many items, and which may be shown."""
+
+    user_id: Identifier | None = Field(default=None, description="Its stored history is read unless one is given.")
+    history: list[str] | None = Field(
+        default=None,
+        description="Item ids, oldest first. Unknown ids are ignored and counted; the newest 1,000 are read.",
+        examples=[["B0000530ED", "B00005JS5C"]],
+    )
+    n: int = Field(default=10, ge=1, le=MAX_N, description="Items wanted.")
+    scene: Word | None = Field(default=None, description="The surface of the app, such as home or cart.")
+    filters: Filters = Field(default=Filters())
+    exclude_seen: bool = Field(default=True, description="Leave out every item of the history.")
+
+
+class AnswerItem(_Answer):
+    """One recommended item."""
+
+    item_id: str
+    position: int = Field(ge=0, description="From 0.")
+    score: float = Field(description="Comparable within one source only.")
+    source: str = Field(description="Who proposed it: the decoder, item_to_item, popular_scene or popular_memory.")
+    title: str | None = Field(default=None, description="Absent where the catalog has none.")
+
+
+class Counts(_Answer):
+    """What was done with the request's ids."""
+
+    requested: int = Field(ge=1)
+    returned: int = Field(ge=0)
+    history: int = Field(ge=0, description="Items of the history as given or stored.")
+    history_unknown: int = Field(ge=0, description="Of these not in the catalog: ignored.")
+    history_cut: int = Field(ge=0, description="Known items that are older than the newest 1,000: not read.")
+    filter_unknown: int = Field(ge=0, description="Allowed and denied ids that are not in the catalog: ignored.")
+
+
+class RecommendAnswer(_Answer):
+    """Items, best first, and how they came about."""
+
+    request_id: str = Field(description="Joins exposures, events and logs; also in the header X-Request-ID.")
+    served_by: ServedBy
+    decoder: str | None = Field(description="The decoder that ran; null where none was needed.")
+    bundle_version: str
+    catalog_version: str
+    arms: dict[str, str] = Field(description="Experiment to assigned arm.")
+    truncated: bool = Field(description="Fewer than n items are eligible.")
+    items: list[AnswerItem]
+    counts: Counts
+
+
+class EventRow(_Request):
+    """Something a user did."""
+
+    event_id: Identifier = Field(description="The first row with an id wins; later ones are duplicates.")
+    user_id: Identifier
+    item_id: Identifier
+    action: Word = Field(examples=["click"])
+    time: Annotated[int, Field(ge=1, le=_INT64)] | None = Field(
+        default=None, description="UTC microseconds since 1970; now where absent."
+    )
+    scene: Word | None = None
+    value_micros: Int64 | None = None
+    request_id: Identifier | None = Field(default=None, description="The recommendation that this answers.")
+    position: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    attributes: dict[Word, Name] = Field(default={}, max_length=64)
+
+
+class EventsRequest(_Request):
+    """A batch of events."""
+
+    events: list[EventRow] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class EventResult(_Answer):
+    """What became of one row."""
+
+    event_id: str
+    status: Literal["accepted", "duplicate", "rejected"]
+    reason: Literal["time_in_future"] | None = None
+
+
+class EventsAnswer(_Answer):
+    """Results in the order of the rows; accepted rows are on the disk."""
+
+    accepted: int = Field(ge=0)
+    duplicate: int = Field(ge=0)
+    rejected: int = Field(ge=0)
+    results: list[EventResult]
+
+
+class Health(_Answer):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(_Answer):
+    """Whether requests should be sent here, why not, and what runs."""
+
+    ready: bool
+    reasons: list[str] = Field(description="Empty when ready.")
+    warnings: list[str] = Field(description="What needs attention although requests are answered.")
+    bundle_version: str | None
+    catalog_version: str | None
+    decoder: str | None

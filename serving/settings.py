@@ -1,0 +1,69 @@
+"""Settings of the server: environment variables with the prefix WINDFIRE_."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import AfterValidator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from recsys.records import POSITIVE_ACTIONS
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("must be longer than zero")
+    return value
+
+
+def _not_negative(value: timedelta) -> timedelta:
+    if value < timedelta(0):
+        raise ValueError("must not be negative")
+    return value
+
+
+Duration = Annotated[timedelta, AfterValidator(_positive)]
+DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
+
+
+class Settings(BaseSettings):
+    """What an operator may change; config/windfire.reference.env explains each.
+
+    Durations are ISO 8601 in the environment (PT0.2S). An unknown variable with the prefix is left alone, because
+    other commands share it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="WINDFIRE_", frozen=True, extra="ignore")
+
+    registry: Path = Path("work/registry")
+    state: Path = Path("work/state")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Ge(0), Le(65535)] = 8080
+    decoder: str = "auto"
+    beam: Annotated[int, Ge(1), Le(4096)] = 50
+    torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
+    queue_limit: Annotated[int, Ge(1)] = 64
+    batch_limit: Annotated[int, Ge(1)] = 8
+    bundle_poll: Duration = timedelta(seconds=2)
+    event_clock_skew: DurationOrZero = timedelta(minutes=5)
+    event_queue_limit: Annotated[int, Ge(1)] = 1_000
+    exposure_flush: DurationOrZero = timedelta(milliseconds=200)
+    exposure_sync: bool = False
+    exposure_queue_limit: Annotated[int, Ge(1)] = 10_000
+    history_actions: Annotated[tuple[str, ...], MinLen(1)] = tuple(str(action) for action in POSITIVE_ACTIONS)
+    drain_delay: DurationOrZero = timedelta(0)
+    drain_timeout: Duration = timedelta(seconds=10)
+    log_level: LogLevel = LogLevel.INFO
