@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _STAGED = ".staged-"
+_TOKEN_BYTES = 4
 
 
 def fsync_path(path: Path) -> None:
@@ -62,21 +64,20 @@ def staged_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `final` when the block ends without an error.
 
     Every file is flushed before the rename. An existing `final` is moved aside first and removed after; what
-    a killed run left staged beside `final` is removed on the next entry.
+    a killed run left staged beside `final` is removed on the next entry. The staged name is new each time, so that
+    a child process that outlives a killed run cannot write into it.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    staged = final.with_name(f"{_STAGED}{final.name}")
-    if staged.exists():
-        shutil.rmtree(staged)
+    _remove_staged(final)
+    token = secrets.token_hex(_TOKEN_BYTES)
+    staged = final.with_name(f"{_STAGED}{token}-{final.name}")
     staged.mkdir()
     try:
         yield staged
         for file in sorted(staged.rglob("*")):
             fsync_path(file)
         fsync_path(staged)
-        old = final.with_name(f"{_STAGED}old-{final.name}")
-        if old.exists():
-            shutil.rmtree(old)
+        old = final.with_name(f"{_STAGED}{secrets.token_hex(_TOKEN_BYTES)}-{final.name}")
         if final.exists():
             final.rename(old)
         staged.rename(final)
@@ -85,6 +86,13 @@ def staged_directory(final: Path) -> Iterator[Path]:
     finally:
         if staged.exists():
             shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remove_staged(final: Path) -> None:
+    tail = 2 * _TOKEN_BYTES + 1  # the token and its dash
+    for entry in final.parent.iterdir():
+        if entry.name.startswith(_STAGED) and entry.name[len(_STAGED) + tail :] == final.name:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:
