@@ -175,7 +175,7 @@ class BundleRecommender:
         items = np.concatenate([neighbours for neighbours, _ in lists])
         weighted = np.concatenate([scores * _FADING**age for age, (_, scores) in enumerate(lists)])
         unique, place = np.unique(items, return_inverse=True)
-        scores: npt.NDArray[np.float64] = np.bincount(place, weights=weighted, minlength=len(unique))
+        scores = np.bincount(place, weights=weighted, minlength=len(unique)).astype(np.float64)
         order = np.argsort(-scores, kind="stable")
         return unique[order].astype(np.int32), scores[order]
 

@@ -1,0 +1,104 @@
+"""The application: routes, middleware and the parts that live as long as it does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from feature_store.history import EmbeddedHistoryStore
+
+from recsys.event_log import EventLog, ExposureLog
+from serving.engine import InProcessEngine
+from serving.errors import install
+from serving.group_writer import GroupWriter
+from serving.journal import EventIntake, ExposureWriter
+from serving.metrics import Metrics
+from serving.middleware import BodyLimit, Observe
+from serving.reload import BundleWatcher
+from serving.routes import router
+from serving.services import Services, State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from serving.engine import Engine
+    from serving.settings import Settings
+
+
+def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
+    """Build the application; nothing is opened before it starts.
+
+    Args:
+        settings: see `serving.settings`.
+        engine: answers recommendations; None makes one in this process that follows the registry.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            yield {"services": await _start(stack, settings, metrics, engine)}
+
+    app = FastAPI(
+        title="Windfire",
+        version=version("windfire"),
+        summary="Generative recommendation over HTTP.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.include_router(router)
+    install(app)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
+    return app
+
+
+async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, engine: Engine | None) -> Services:
+    """Open everything in the order of need; the stack closes it in reverse."""
+    histories = EmbeddedHistoryStore(settings.state / "history")
+    stack.callback(histories.close)
+    event_log = EventLog(settings.state / "events")
+    stack.callback(event_log.close)
+    intake = EventIntake(
+        event_log,
+        histories,
+        settings.state / "history_progress.json",
+        actions=settings.history_actions,
+        skew=settings.event_clock_skew,
+        metrics=metrics,
+    )
+    await asyncio.to_thread(intake.replay)
+    stack.callback(intake.save_progress)
+    events = GroupWriter("windfire-events", intake.write, limit=settings.event_queue_limit)
+    stack.callback(events.close)
+    exposure_log = ExposureLog(settings.state / "exposures")
+    stack.callback(exposure_log.close)
+    exposures = GroupWriter(
+        "windfire-exposures",
+        ExposureWriter(exposure_log, metrics).write,
+        limit=settings.exposure_queue_limit,
+        linger=settings.exposure_flush.total_seconds(),
+    )
+    stack.callback(exposures.close)
+    watcher: BundleWatcher | None = None
+    if engine is None:
+        engine = own = InProcessEngine(
+            metrics,
+            queue_limit=settings.queue_limit,
+            batch_limit=settings.batch_limit,
+            torch_threads=settings.torch_threads,
+        )
+        stack.callback(own.close)
+        watcher = BundleWatcher(settings, own, metrics)
+        await watcher.look()
+        stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
+    return Services(settings, metrics, engine, histories, events, exposures, watcher)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,159 @@
+"""What the server writes down: events before it acknowledges them, exposures after it has answered."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from feature_store.history import HistoryEvent
+
+from recsys.storage import read_json, write_json_atomically
+from serving.schemas import EventResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+    from pathlib import Path
+
+    from feature_store.history import HistoryStore
+
+    from recsys.event_log import EventLog, Exposure, ExposureLog
+    from serving.metrics import Metrics
+    from serving.schemas import EventRow
+
+_SAVE_EVERY: Final = 10_000  # events; what a start after a kill has to merge again at most
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class EventIntake:
+    """Events into the durable log, then into the users' histories.
+
+    The log is the truth. A history that missed an event, because the process died or the store failed between the
+    two writes, gets it at the next start: `replay` merges from the position up to which all is known to be merged.
+
+    Args:
+        log: durable, idempotent by event id.
+        histories: of users.
+        progress: file that remembers that position.
+        actions: that become part of a history.
+        skew: how far a time may lie ahead of this machine's clock.
+        metrics: counts merges that failed.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        histories: HistoryStore,
+        progress: Path,
+        *,
+        actions: Sequence[str],
+        skew: timedelta,
+        metrics: Metrics,
+    ) -> None:
+        self._log = log
+        self._histories = histories
+        self._progress = progress
+        self._actions = frozenset(actions)
+        self._skew_micros = round(skew.total_seconds() * 1_000_000)
+        self._metrics = metrics
+        self._merged = 0
+        self._behind = False
+        self._saved = 0
+
+    def replay(self) -> int:
+        """Merge what the log holds behind the remembered position.
+
+        Returns:
+            Number of events read.
+        """
+        self._merged = self._saved = read_json(self._progress)["merged"] if self._progress.exists() else 0
+        chunk: list[tuple[int, dict[str, Any]]] = []
+        count = 0
+        for numbered in self._log.read(self._merged):
+            chunk.append(numbered)
+            count += 1
+            if len(chunk) == _SAVE_EVERY:
+                self._merge(chunk)
+                chunk = []
+        self._merge(chunk)
+        self.save_progress()
+        return count
+
+    def write(self, batches: list[list[EventRow]]) -> list[list[EventResult]]:
+        """Append batches durably in one go, then merge them; one list of results per batch."""
+        now = time.time_ns() // 1_000
+        rows = [row for batch in batches for row in batch]
+        records = [_record(row, now) for row in rows]
+        timely = [record["time"] <= now + self._skew_micros for record in records]
+        numbers = iter(self._log.append([record for record, good in zip(records, timely, strict=True) if good]))
+        results = []
+        fresh = []
+        for record, good in zip(records, timely, strict=True):
+            number = next(numbers) if good else None
+            if number is not None:
+                fresh.append((number, record))
+            results.append(_result(record["event_id"], good, number))
+        self._merge(fresh)
+        if self._merged - self._saved >= _SAVE_EVERY:
+            self.save_progress()
+        answer = iter(results)
+        return [[next(answer) for _ in batch] for batch in batches]
+
+    def save_progress(self) -> None:
+        """Remember up to where all is merged."""
+        if self._merged != self._saved:
+            write_json_atomically(self._progress, {"merged": self._merged})
+            self._saved = self._merged
+
+    def _merge(self, numbered: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        per_user: dict[str, list[HistoryEvent]] = defaultdict(list)
+        for number, record in numbered:
+            if record["action"] in self._actions:
+                event = HistoryEvent(
+                    record["item_id"], record["time"], number, record["event_id"], record["action"], record["scene"]
+                )
+                per_user[record["user_id"]].append(event)
+        try:
+            for user_id, events in per_user.items():
+                self._histories.merge(user_id, events)
+        except Exception:  # noqa: BLE001 - the events are durable; the histories follow at the next start
+            self._behind = True
+            self._metrics.history_failures.inc(len(numbered))
+            _log.exception("history_merge_failed", events=len(numbered))
+        if numbered and not self._behind:
+            self._merged = numbered[-1][0] + 1
+
+
+class ExposureWriter:
+    """Exposures into their log; what could not be written is counted.
+
+    Args:
+        log: durable.
+        metrics: counts what was dropped.
+    """
+
+    def __init__(self, log: ExposureLog, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    def write(self, exposures: list[Exposure]) -> list[None]:
+        """Append a group; one result per exposure."""
+        try:
+            self._log.append(exposures)
+        except Exception:
+            self._metrics.exposures_dropped.inc(len(exposures))
+            _log.exception("exposures_dropped", count=len(exposures))
+            raise
+        return [None] * len(exposures)
+
+
+def _record(row: EventRow, now: int) -> dict[str, Any]:
+    return {**row.model_dump(), "time": now if row.time is None else row.time, "created_at": now}
+
+
+def _result(event_id: str, timely: bool, number: int | None) -> EventResult:
+    if not timely:
+        return EventResult(event_id=event_id, status="rejected", reason="time_in_future")
+    return EventResult(event_id=event_id, status="duplicate" if number is None else "accepted")

@@ -1,0 +1,50 @@
+"""Run the application under uvicorn until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from serving.app import create_app
+from serving.logs import configure_logs
+
+if TYPE_CHECKING:
+    import socket
+
+    from serving.settings import Settings
+
+
+class _DrainingServer(uvicorn.Server):
+    """After SIGTERM: not ready, a pause for the load balancer, then no new connections, then the rest."""
+
+    def __init__(self, config: uvicorn.Config, drain_delay: float) -> None:
+        super().__init__(config)
+        self._drain_delay = drain_delay
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then stop as uvicorn does."""
+        state: dict[str, Any] = self.lifespan.state
+        state["services"].draining = True
+        await asyncio.sleep(self._drain_delay)
+        await super().shutdown(sockets)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight are answered."""
+    configure_logs(settings.log_level)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.drain_timeout.total_seconds()),
+    )
+    _DrainingServer(config, settings.drain_delay.total_seconds()).run()

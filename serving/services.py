@@ -1,0 +1,73 @@
+"""What the routes share: one typed object, made when the application starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from starlette.requests import Request  # FastAPI reads the annotation when it runs
+
+from serving.schemas import Readiness
+
+if TYPE_CHECKING:
+    from feature_store.history import HistoryStore
+
+    from recsys.event_log import Exposure
+    from serving.engine import Engine
+    from serving.group_writer import GroupWriter
+    from serving.metrics import Metrics
+    from serving.reload import BundleWatcher
+    from serving.schemas import EventResult, EventRow
+    from serving.settings import Settings
+
+
+@dataclass(slots=True)
+class Services:
+    """One application's parts.
+
+    Attributes:
+        settings: as given to `create_app`.
+        metrics: of this application.
+        engine: answers recommendations.
+        histories: of users.
+        events: writes batches of rows durably, then into the histories.
+        exposures: writes what was answered.
+        watcher: follows the registry; None where the engine was given.
+        draining: SIGTERM was received.
+    """
+
+    settings: Settings
+    metrics: Metrics
+    engine: Engine
+    histories: HistoryStore
+    events: GroupWriter[list[EventRow], list[EventResult]]
+    exposures: GroupWriter[Exposure, None]
+    watcher: BundleWatcher | None
+    draining: bool = False
+
+    def readiness(self) -> Readiness:
+        """Whether requests should be sent here."""
+        versions, refused = self.engine.versions, self.watcher.refused if self.watcher else None
+        reasons = ["draining"] if self.draining else []
+        if versions is None:
+            reasons.append(f"bundle_refused: {refused}" if refused else "no_bundle: the registry is empty")
+        return Readiness(
+            ready=not reasons,
+            reasons=reasons,
+            warnings=[f"bundle_refused: {refused}"] if refused and versions else [],
+            bundle_version=versions.bundle if versions else None,
+            catalog_version=versions.catalog if versions else None,
+            decoder=versions.decoder if versions else None,
+        )
+
+
+class State(TypedDict):
+    """What the lifespan hands to every request."""
+
+    services: Services
+
+
+def services_of(request: Request) -> Services:
+    """The application's services; a FastAPI dependency."""
+    services: Services = request.state.services
+    return services

@@ -1,0 +1,100 @@
+"""A tiny catalog with every peculiarity that serving must respect, published for real."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, MutableMapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import structlog
+import structlog.testing
+from starlette.testclient import TestClient
+
+from recsys.bundle import Bundle, Registry, load_decoder, publish_run
+from serving.app import create_app
+from serving.settings import Settings
+from serving.stages import BundleRecommender
+
+FAR = 4_000_000_000_000_000  # UTC microseconds in the year 2096
+GONE = 1_000
+
+
+def _rewrite(work: Path, job: str, **columns: pa.Array) -> None:
+    path = work / job / "data" / "part-0.parquet"
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
+    pq.write_table(table, path)
+
+
+@pytest.fixture(scope="session")
+def served_work(tiny_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_work` with items 0-3 gone, 4 still to come, 5 without attributes, 6 and 7 in one bucket.
+
+    Popularity over all scenes knows items 0-29, scene `home` items 0-9.
+    """
+    work = tmp_path_factory.mktemp("served") / "work"
+    shutil.copytree(tiny_work, work)
+    items = pq.read_table(work / "items" / "data" / "part-0.parquet")
+    count = items.num_rows
+    kept = pa.array([n != 5 for n in range(count)])
+    blanked = {name: _where(kept, items[name]) for name in ("title", "category_path", "brand", "price_micros")}
+    begins = pa.array([FAR if n == 4 else 1 if n == 10 else None for n in range(count)], pa.int64())
+    ends = pa.array([GONE if n < 4 else FAR if n == 10 else None for n in range(count)], pa.int64())
+    _rewrite(work, "items", available_from=begins, available_until=ends, **blanked)
+    codes = [[n % 4, n // 4 % 4, n // 16] for n in range(count)]
+    codes[7] = codes[6]
+    _rewrite(work, "semantic_ids", codes=pa.array(codes, pa.list_(pa.int64())))
+    popularity = pq.read_table(work / "popularity" / "data" / "part-0.parquet")
+    rows = np.concatenate([np.arange(30), np.arange(count, count + 10)])
+    pq.write_table(popularity.take(pa.array(rows)), work / "popularity" / "data" / "part-0.parquet")
+    return work
+
+
+def _where(kept: pa.Array, column: pa.ChunkedArray) -> pa.Array:
+    values = [value if keep else None for keep, value in zip(kept.to_pylist(), column.to_pylist(), strict=True)]
+    return pa.array(values, column.type)
+
+
+@pytest.fixture(scope="session")
+def served_registry(served_work: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """`tiny_run` on `served_work`, published and current. Read only."""
+    registry = Registry(tmp_path_factory.mktemp("served_registry") / "registry")
+    publish_run(registry, run=tiny_run, work=served_work, created=datetime(2026, 1, 1, tzinfo=UTC))
+    return registry
+
+
+@pytest.fixture(scope="session")
+def served_bundle(served_registry: Registry) -> Bundle:
+    return served_registry.open_current()
+
+
+@pytest.fixture(scope="session")
+def recommender(served_bundle: Bundle) -> BundleRecommender:
+    return BundleRecommender(served_bundle, load_decoder(served_bundle), beam=10)
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What is logged during a test."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def server_settings(served_registry: Registry, tmp_path: Path) -> Settings:
+    """Settings of a server with a state of its own and nothing from the environment."""
+    return Settings(registry=served_registry.root, state=tmp_path / "state", beam=10)
+
+
+@pytest.fixture
+def client(server_settings: Settings) -> Iterator[TestClient]:
+    """The real application on the real tiny bundle."""
+    with TestClient(create_app(server_settings)) as client:
+        yield client
