@@ -50,7 +50,7 @@ class Trunk(nn.Module):
         x = torch.cat([self.start.expand(batch, 1, -1).to(embedded.dtype), embedded], dim=1)
         positions = torch.arange(count + 1, device=items.device).expand(batch, -1)
         # Padding stands on the right: causal attention keeps it out of every real position.
-        hidden, _ = self.backbone(self.dropout(x), positions=positions)
+        hidden: Tensor = self.backbone(self.dropout(x), positions=positions)[0]
         return hidden
 
     def last(self, items: Tensor, lengths: Tensor) -> Tensor:
@@ -67,9 +67,10 @@ class CompactRecommender(nn.Module):
         self.config = config
         self.trunk = Trunk(config, features)
         width = config.d_model
-        self.place = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(config.levels))
-        for layer in self.place:
+        places = [nn.Linear(width, width, bias=False) for _ in range(config.levels)]
+        for layer in places:
             nn.init.eye_(layer.weight)
+        self.place = nn.ModuleList(places)
         self.head = DraftHead(config)
 
     def expand(self, hidden: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class RecommenderConfig:
             ConfigError: an unknown field, or a value out of range.
         """
         known = {field.name for field in fields(cls)}
-        for name in value:
+        for name, found in value.items():
             if name not in known:
-                raise ConfigError("unknown field of the model's configuration", field=name, value=value[name])
+                raise ConfigError("unknown field of the model's configuration", field=name, value=found)
         return cls(**{**value, "codebook_sizes": tuple(value["codebook_sizes"])})

@@ -32,12 +32,13 @@ class DraftHead(nn.Module):
         self.fusion = config.fusion
         self.transition = config.transition
         recurrent = sizes[:-1] if config.transition != "none" else ()
-        self.code_embedding = nn.ModuleList(nn.Embedding(size, width) for size in recurrent)
+        tables = [nn.Embedding(size, width) for size in recurrent]
+        for table in tables:
+            nn.init.normal_(table.weight, std=0.02)
+        self.code_embedding = nn.ModuleList(tables)
         self.cells = nn.ModuleList(_CELLS[config.transition](width, width) for _ in recurrent)
         fused = width * (2 if config.fusion == "concat" else 1)
         self.outputs = nn.ModuleList(nn.Linear(fused, size, bias=False) for size in sizes)
-        for table in self.code_embedding:
-            nn.init.normal_(table.weight, std=0.02)
 
     def start(self, hidden: Tensor) -> Tensor:
         """s_1 = h_0: (N, L+1, H) -> (N, H)."""

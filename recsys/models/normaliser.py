@@ -38,7 +38,7 @@ class Normaliser(nn.Module):
         return codes
 
     def log_prob(self, level: int, logits: Tensor, items: Tensor) -> Tensor:
-        """log p(code of the item at `level` | its prefix).
+        """Log-probability of the item's code at `level` given its prefix.
 
         Args:
             level: from 0.

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recsys.datasets.prepared import PreparedData
+from recsys.errors import ConfigError, DataError
+from training.recommender.settings import TeacherSettings, TrainSettings
+from training.recommender.teacher import build_teacher
+from training.recommender.trainer import Trainer, learning_rate, train
+
+SMALL = {
+    "model": {"d_model": 32, "layers": 1, "heads": 2, "max_history": 8, "dropout": 0.1},
+    "teacher": {"kind": "none"},
+    "steps": 30,
+    "batch_tokens": 256,
+    "evaluate_every": 10,
+    "checkpoint_every": 10,
+    "bf16": False,
+    "threads": 1,
+}
+
+
+def settings(**changes: object) -> TrainSettings:
+    return TrainSettings.parse({**SMALL, **changes})
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("shape", ["compact", "flat", "token"])
+def test_every_shape_learns_a_predictable_walk(shape: str, tiny_data: PreparedData, tmp_path: Path) -> None:
+    chosen = settings(model={**SMALL["model"], "shape": shape, "dropout": 0.0}, steps=150, learning_rate=5e-3)  # type: ignore[dict-item]
+    manifest = train(tiny_data, chosen, tmp_path / "run", seed=1)
+    assert manifest["metrics"]["valid.ndcg@10"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"whole_codebook": True},
+        {"placeholders": False},
+        {"transition": "none"},
+        {"transition": "rnn"},
+        {"fusion": "concat"},
+        {"use_item_id": False, "use_text": False, "use_collaborative": False},
+    ],
+    ids=lambda switch: next(iter(switch)),
+)
+def test_every_switch_trains(switch: dict[str, object], tiny_data: PreparedData, tmp_path: Path) -> None:
+    manifest = train(tiny_data, settings(model={**SMALL["model"], **switch}), tmp_path / "run", seed=1)  # type: ignore[dict-item]
+    assert manifest["steps"] == 30
+
+
+@pytest.mark.parametrize("shape", ["compact", "token"])
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(shape: str, tiny_data: PreparedData, tmp_path: Path) -> None:
+    model = {**SMALL["model"], "shape": shape}  # type: ignore[dict-item]
+    teacher = {"kind": "ease", "top": 10}
+    whole = settings(model=model, teacher=teacher)
+    train(tiny_data, whole, tmp_path / "whole", seed=4)
+    interrupted = Trainer(tiny_data, whole, tmp_path / "parts", seed=4)
+    stop = RuntimeError("killed")
+
+    def kill(step: int = 17) -> None:
+        original = interrupted._step
+
+        def stepped(batch: object) -> float:
+            if interrupted.progress.step == step:
+                raise stop
+            return original(batch)  # type: ignore[arg-type]
+
+        interrupted._step = stepped  # type: ignore[method-assign]
+
+    kill()
+    with pytest.raises(RuntimeError, match="killed"):
+        interrupted.run()
+    torch.manual_seed(999)
+    train(tiny_data, whole, tmp_path / "parts", seed=4)
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tiny_data: PreparedData, tmp_path: Path) -> None:
+    train(tiny_data, settings(), tmp_path / "run", seed=1)
+    with pytest.raises(DataError, match="checkpoint"):
+        train(tiny_data, settings(learning_rate=1e-4), tmp_path / "run", seed=1)
+
+
+def test_a_finished_run_is_not_repeated(tiny_data: PreparedData, tmp_path: Path) -> None:
+    first = train(tiny_data, settings(), tmp_path / "run", seed=1)
+    assert train(tiny_data, settings(), tmp_path / "run", seed=1) == first
+
+
+def test_early_stopping_ends_the_run(tiny_data: PreparedData, tmp_path: Path) -> None:
+    frozen = settings(learning_rate=1e-12, steps=200, evaluate_every=5, patience=2)
+    manifest = train(tiny_data, frozen, tmp_path / "run", seed=1)
+    assert manifest["stopped_early"]
+    assert manifest["steps"] < 200
+
+
+def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_path: Path) -> None:
+    train(tiny_data, settings(), tmp_path / "parent", seed=1)
+    parent = weights(tmp_path / "parent")
+    child = Trainer(tiny_data, settings(), tmp_path / "child", seed=2, parent_weights=parent)
+    state = child.model.state_dict()
+    assert all(torch.equal(state[name], parent[name]) for name in parent)
+
+
+@pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1)])
+def test_the_teacher_speaks_at_all_but_first_events(kind: str, folds: int, tiny_data: PreparedData) -> None:
+    teacher = build_teacher(tiny_data, TeacherSettings.model_validate({"kind": kind, "folds": folds, "top": 5}), 8)
+    assert teacher is not None
+    first = tiny_data.sequences.offsets[:-1]
+    assert (teacher.row[first] == -1).all()
+    assert (teacher.row >= 0).sum() > 0.5 * (tiny_data.sequences.train_end - 1).clip(0).sum()
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.from_numpy(np.flatnonzero(teacher.row >= 0))
+    items, spoken = teacher.sample(positions, 3, generator)
+    assert spoken.all()
+    assert items.shape == (len(positions), 3)
+    assert ((items >= 0) & (items < 60)).all()
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    chosen = settings(steps=100, warmup_steps=10, learning_rate=1.0, final_rate=0.1)
+    rates = [learning_rate(step, chosen) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_an_unknown_setting_names_itself() -> None:
+    with pytest.raises(ConfigError, match=r"model\.d_modle"):
+        TrainSettings.parse({"model": {"d_modle": 3}})
+
+
+TORCHRUN = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+from conftest_tiny import tiny
+from training.recommender.settings import TrainSettings
+from training.recommender.trainer import train
+train(tiny(), TrainSettings.parse({settings!r}), Path({out!r}), seed=3)
+"""
+
+
+def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> None:
+    same = {
+        **SMALL,
+        "model": {**SMALL["model"], "dropout": 0.0, "drop_id": 0.0},  # type: ignore[dict-item]
+        "steps": 50,
+        "evaluate_every": 50,
+        "patience": 99,
+    }
+    train(tiny_data, TrainSettings.parse(same), tmp_path / "one", seed=3)
+    np.savez(tmp_path / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
+    (tmp_path / "conftest_tiny.py").write_text(RELOAD.format(path=str(tmp_path / "tiny.npz")))
+    script = tmp_path / "script.py"
+    script.write_text(TORCHRUN.format(tests=str(tmp_path), settings=same, out=str(tmp_path / "two")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    loopback = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *loopback, str(script)], check=True, timeout=100, capture_output=True, env=environment)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+RELOAD = """
+import numpy as np
+from recsys.datasets.prepared import PreparedData, Sequences
+def tiny():
+    z = np.load({path!r}, allow_pickle=True)
+    names = ("user_ids", "offsets", "items", "times", "train_end", "valid_index", "test_index")
+    return PreparedData(None, Sequences(*(z[n] for n in names)), z["text"], z["collaborative"], z["codes"],
+                        (4, 4, 4), "test", z["train_counts"])
+"""
+
+
+def arrays(data: PreparedData) -> dict[str, np.ndarray]:
+    names = ("user_ids", "offsets", "items", "times", "train_end", "valid_index", "test_index")
+    own = {name: getattr(data.sequences, name) for name in names}
+    rest = ("text", "collaborative", "codes", "train_counts")
+    return own | {name: getattr(data, name) for name in rest}

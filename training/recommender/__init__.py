@@ -1,0 +1,1 @@
+"""The recommender's trainer: examples, teacher, objectives, loop, checkpoints."""

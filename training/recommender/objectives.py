@@ -1,0 +1,158 @@
+"""What each shape is trained to do: summed losses and the counts they are divided by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from recsys.models.compact import FlatRecommender
+from recsys.models.token import TokenRecommender
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recsys.models import Recommender
+    from recsys.models.compact import CompactRecommender
+    from recsys.models.normaliser import Normaliser
+
+
+class Distilled(NamedTuple):
+    """The teacher's word for a batch of targets.
+
+    Attributes:
+        items: (N, M) sampled items.
+        spoken: (N,) bool.
+        weight: share of the loss that follows the teacher where it speaks.
+    """
+
+    items: Tensor
+    spoken: Tensor
+    weight: float
+
+
+def path_log_prob(
+    model: CompactRecommender | TokenRecommender, normaliser: Normaliser, hidden: Tensor, items: Tensor
+) -> Tensor:
+    """Log-probability of whole semantic IDs under the head.
+
+    Args:
+        model: whose head writes.
+        normaliser: of the model's trie.
+        hidden: (N, L+1, H).
+        items: (N, M) candidate items per row.
+
+    Returns:
+        (N, M) float32.
+    """
+    head = model.head
+    rows, columns = items.shape
+    flat = items.reshape(-1)
+    state = head.start(hidden)  # (N, H)
+    logits = head.logits(0, hidden, state)  # (N, T_1), the same for every candidate
+    total = normaliser.log_prob(0, logits.repeat_interleave(columns, dim=0), flat)
+    hidden = hidden.repeat_interleave(columns, dim=0)
+    state = state.repeat_interleave(columns, dim=0)
+    for level in range(1, model.config.levels):
+        state = head.advance(level - 1, state, normaliser.item_codes(level - 1, flat))
+        total = total + normaliser.log_prob(level, head.logits(level, hidden, state), flat)
+    return total.view(rows, columns)
+
+
+def draft_loss(
+    model: CompactRecommender | TokenRecommender,
+    normaliser: Normaliser,
+    hidden: Tensor,
+    targets: Tensor,
+    distilled: Distilled | None,
+) -> Tensor:
+    """Summed negative log-likelihood of the targets under the head, mixed with the teacher's samples.
+
+    Args:
+        model: whose head writes.
+        normaliser: of the model's trie.
+        hidden: (N, L+1, H) states that predict the targets.
+        targets: (N,) items.
+        distilled: the teacher's samples, or None.
+    """
+    if distilled is None:
+        return -path_log_prob(model, normaliser, hidden, targets[:, None]).sum()
+    candidates = torch.cat([targets[:, None], distilled.items], dim=1)
+    log_prob = path_log_prob(model, normaliser, hidden, candidates)  # (N, 1 + M)
+    share = distilled.weight * distilled.spoken.float()
+    return -((1 - share) * log_prob[:, 0] + share * log_prob[:, 1:].mean(dim=1)).sum()
+
+
+def token_loss(
+    model: TokenRecommender,
+    normaliser: Normaliser,
+    items: Tensor,
+    target: Tensor,
+    distilled: Distilled | None,
+    backbone_weight: float,
+) -> Tensor:
+    """The head's loss and beside it the backbone's own next-token loss, both over the normaliser.
+
+    The backbone follows the teacher through the first item drawn per target.
+    """
+    drawn = None
+    if distilled is not None:
+        drawn = torch.zeros_like(items)
+        drawn[target] = distilled.items[:, 0]
+    states = model.states(items, drawn)
+    chosen = items[target]  # (N,)
+    loss = draft_loss(model, normaliser, states.head[target], chosen, distilled)
+    own = _backbone_log_prob(model, normaliser, states.backbone[target], chosen)
+    if distilled is not None and states.branch is not None:
+        share = distilled.weight * distilled.spoken.float()
+        taught = _backbone_log_prob(model, normaliser, states.branch[target], distilled.items[:, 0])
+        own = (1 - share) * own + share * taught
+    return loss - backbone_weight * own.sum()
+
+
+def _backbone_log_prob(model: TokenRecommender, normaliser: Normaliser, hidden: Tensor, items: Tensor) -> Tensor:
+    """States (N, L, H) and items (N,) -> (N,)."""
+    total = torch.zeros(len(items), device=items.device)
+    for level in range(model.config.levels):
+        total = total + normaliser.log_prob(level, model.token_logits(level, hidden[:, level]), items)
+    return total
+
+
+def flat_loss(model: FlatRecommender, hidden: Tensor, targets: Tensor, distilled: Distilled | None) -> Tensor:
+    """Summed cross-entropy over all items, mixed with the teacher's samples."""
+    logits = (model.output(hidden) @ model.item_vectors().T).float()  # (N, I)
+    log_prob = logits.log_softmax(dim=1)
+    hit = log_prob.gather(1, targets[:, None])[:, 0]
+    if distilled is not None:
+        share = distilled.weight * distilled.spoken.float()
+        hit = (1 - share) * hit + share * log_prob.gather(1, distilled.items).mean(dim=1)
+    total: Tensor = -hit.sum()
+    return total
+
+
+def batch_loss(
+    model: Recommender,
+    normaliser: Normaliser,
+    items: Tensor,
+    target: Tensor,
+    distilled: Distilled | None,
+    *,
+    backbone_weight: float = 1.0,
+) -> Tensor:
+    """Summed loss of one batch of windows, every target position trained in one pass.
+
+    Args:
+        model: any shape.
+        normaliser: of the model's trie.
+        items: (B, n) events, padded on the right with -1.
+        target: (B, n) bool, which events are targets.
+        distilled: the teacher's samples for the targets in row-major order, or None.
+        backbone_weight: token shape only, of the backbone's next-token loss.
+    """
+    if isinstance(model, TokenRecommender):
+        return token_loss(model, normaliser, items, target, distilled, backbone_weight)
+    hidden = model.trunk(items[:, :-1])  # (B, n, H): position j has read j events and predicts event j
+    chosen = hidden[target]  # (N, H)
+    if isinstance(model, FlatRecommender):
+        return flat_loss(model, chosen, items[target], distilled)
+    return draft_loss(model, normaliser, model.expand(chosen), items[target], distilled)

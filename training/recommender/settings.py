@@ -1,0 +1,110 @@
+"""Settings of the recommender's trainer; one YAML file is one experiment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Strict):
+    """The switches of `recsys.models.RecommenderConfig` that do not follow from the data."""
+
+    shape: Literal["compact", "token", "flat"] = "compact"
+    use_item_id: bool = True
+    use_text: bool = True
+    use_collaborative: bool = True
+    d_model: int = 128
+    layers: int = 3
+    heads: int = 4
+    ffn_multiple: float = 2.0
+    max_history: int = Field(50, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    drop_id: float = Field(0.1, ge=0, lt=1)
+    transition: Literal["rnn", "gru", "none"] = "gru"
+    fusion: Literal["add", "concat"] = "add"
+    placeholders: bool = True
+    whole_codebook: bool = False
+    backbone: Literal["own", "huggingface"] = "own"
+
+
+class TeacherSettings(_Strict):
+    """Distillation from a collaborative teacher, fitted on training interactions only."""
+
+    kind: Literal["none", "ease", "item_to_item"] = "ease"
+    weight: float = Field(0.5, ge=0, le=1, description="share of the loss that follows the teacher")
+    samples: int = Field(2, ge=1, description="items drawn from the teacher per target and step")
+    top: int = Field(100, ge=1, description="best items kept per target")
+    sharpness: float = Field(2.0, gt=0, description="exponent of the teacher's scores")
+    mask_history: bool = True
+    regularisation: float = Field(250.0, gt=0, description="EASE's lambda")
+    decay: float = Field(0.7, gt=0, le=1, description="weight of an item per step back in the history")
+    neighbours: int = Field(200, ge=1, description="item_to_item: neighbours kept per item")
+    folds: int = Field(1, ge=1, description="cross-fitting by user folds; 1 = in-sample")
+
+    @model_validator(mode="after")
+    def _folds_need_ease(self) -> TeacherSettings:
+        if self.folds > 1 and self.kind != "ease":
+            raise ValueError("cross-fitting by folds needs the teacher `ease`")
+        return self
+
+
+class TrainSettings(_Strict):
+    """The whole of a training run."""
+
+    model: ModelSettings = ModelSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    steps: int = Field(4000, ge=1)
+    batch_tokens: int = Field(4096, ge=1, description="padded positions per step, over all ranks")
+    learning_rate: float = Field(2e-3, gt=0)
+    final_rate: float = Field(0.02, ge=0, le=1, description="share of the learning rate left at the end (cosine)")
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    average_decay: float = Field(0.998, ge=0, lt=1, description="exponential average of the weights; 0 = off")
+    bf16: bool = True
+    evaluate_every: int = Field(400, ge=1)
+    evaluate_users: int = Field(8000, ge=1)
+    evaluate_beam: int = Field(20, ge=1)
+    patience: int = Field(4, ge=1, description="evaluations without a better validation NDCG@10 before the end")
+    checkpoint_every: int = Field(400, ge=1)
+    backbone_weight: float = Field(1.0, ge=0, description="token shape: weight of the backbone's next-token loss")
+    threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
+
+    @classmethod
+    def load(cls, path: Path) -> TrainSettings:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: not YAML, or a field that is unknown or out of range.
+        """
+        try:
+            return cls.parse(yaml.safe_load(path.read_text()) or {})
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"not a YAML file: {error}", field="config", value=str(path)) from error
+
+    @classmethod
+    def parse(cls, value: dict[str, Any]) -> TrainSettings:
+        """Validate a mapping.
+
+        Raises:
+            ConfigError: a field that is unknown or out of range.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"training setting: {first['msg']}", field=name, value=first.get("input"), remedy="see docs/training.md"
+            ) from error

@@ -1,0 +1,385 @@
+"""The training loop: resumable, early-stopped, the same on one process and on several."""
+
+from __future__ import annotations
+
+import csv
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from safetensors.torch import save_file
+
+from recsys.decoding.trie import SidTrie
+from recsys.models import ItemFeatures, RecommenderConfig, build_model
+from recsys.models.normaliser import Normaliser
+from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
+from training.recommender.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.recommender.examples import Batch, BatchSampler
+from training.recommender.objectives import Distilled, batch_loss
+from training.recommender.teacher import TeacherTargets, build_teacher
+from training.recommender.validation import validation_ndcg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from recsys.datasets.prepared import PreparedData
+    from training.recommender.settings import TrainSettings
+
+RUN_FORMAT = "windfire.run/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """This process among the processes of one run (torchrun), or alone."""
+
+    rank: int
+    world: int
+
+    @classmethod
+    def current(cls) -> Workers:
+        """Join torchrun's process group where there is one."""
+        if dist.is_torchelastic_launched() and not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls(0, 1)
+
+    def sum_in_place(self, tensors: list[Tensor]) -> None:
+        """Sum tensors over all processes, in one message."""
+        if self.world == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def item_features(data: PreparedData, settings: TrainSettings) -> ItemFeatures:
+    """The model's view of the items; parts that are switched off have width 0."""
+    none = np.zeros((len(data.codes), 0), dtype=np.float32)
+    return ItemFeatures(
+        codes=data.codes,
+        text=data.text if settings.model.use_text else none,
+        collaborative=data.collaborative if settings.model.use_collaborative else none,
+        train_counts=data.train_counts,
+    )
+
+
+def recommender_config(features: ItemFeatures, data: PreparedData, settings: TrainSettings) -> RecommenderConfig:
+    """Settings and the data's sizes together."""
+    chosen = settings.model.model_dump(exclude={"use_text", "use_collaborative"})
+    return RecommenderConfig(
+        codebook_sizes=data.codebook_sizes,
+        num_items=len(features.codes),
+        text_dim=features.text.shape[1],
+        collaborative_dim=features.collaborative.shape[1],
+        **chosen,
+    )
+
+
+def data_fingerprint(data: PreparedData) -> str:
+    """Of all arrays that training reads."""
+    arrays = (
+        data.codes, data.text, data.collaborative, data.train_counts,
+        data.sequences.items, data.sequences.offsets, data.sequences.train_end, data.sequences.valid_index,
+    )  # fmt: skip
+    return sha256_parts([data.tokenizer_version, *(np.ascontiguousarray(array).tobytes() for array in arrays)])
+
+
+class Trainer:
+    """One run: build with `Trainer(...)`, then `run()`.
+
+    Args:
+        data: the prepared arrays.
+        settings: the experiment.
+        out: run directory; a checkpoint found there is continued.
+        seed: of initial weights, dropout, sampler and teacher samples.
+        parent_weights: weights to start from (warm start); names and shapes that fit are taken over.
+        show_progress: whether to draw a progress bar.
+
+    Raises:
+        DataError: `out` holds a checkpoint of other data or settings.
+    """
+
+    def __init__(
+        self,
+        data: PreparedData,
+        settings: TrainSettings,
+        out: Path,
+        *,
+        seed: int,
+        parent_weights: dict[str, Tensor] | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        self.data, self.settings, self.out, self.seed = data, settings, out, seed
+        self.show_progress = show_progress
+        self.workers = Workers.current()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed)])
+        features = item_features(data, settings)
+        self.config = recommender_config(features, data, settings)
+        self.trie = SidTrie.build(data.codes, data.codebook_sizes)
+        torch.manual_seed(seed)
+        self.model = build_model(self.config, features).to(self.device)
+        if parent_weights is not None:
+            warm_start(self.model, parent_weights)
+        self.normaliser = Normaliser(self.trie, whole_codebook=self.config.whole_codebook).to(self.device)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimiser = _optimiser(self.model, settings)
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.best = self.average
+        self.progress = Progress()
+        self.teacher: TeacherTargets | None = None
+        self._started = time.monotonic()
+        self._cpu_started = _cpu_seconds()
+
+    def run(self) -> dict[str, Any]:
+        """Train until the last step or early stopping, then write the run directory.
+
+        Returns:
+            the run's manifest.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        checkpoint = self.out / "checkpoint.safetensors"
+        if checkpoint.exists():
+            self.progress, self.average, self.best = load_checkpoint(
+                checkpoint,
+                fingerprint=self.fingerprint,
+                model=self.model,
+                optimiser=self.optimiser,
+                generator=self.generator,
+            )
+        earlier = (self.progress.seconds, self.progress.cpu_seconds)
+        if not self.progress.stopped and self.progress.step < self.settings.steps:
+            rng = torch.get_rng_state()
+            self.teacher = build_teacher(self.data, self.settings.teacher, self.settings.model.max_history)
+            torch.set_rng_state(rng)
+        with self._bar() as tick:
+            self._loop(tick, earlier)
+        return self._finish()
+
+    def _loop(self, tick: Callable[[str], None], earlier: tuple[float, float]) -> None:
+        settings, progress = self.settings, self.progress
+        sampler = BatchSampler(
+            self.data.sequences,
+            max_history=self.config.max_history,
+            tokens=settings.batch_tokens,
+            seed=self.seed,
+        )
+        stream = sampler.batches_from(progress.step)
+        while progress.step < settings.steps and not progress.stopped:
+            loss = self._step(next(stream))
+            progress.step += 1
+            if progress.step % settings.evaluate_every == 0 or progress.step == settings.steps:
+                self._evaluate(loss)
+            progress.seconds = earlier[0] + time.monotonic() - self._started
+            progress.cpu_seconds = earlier[1] + _cpu_seconds() - self._cpu_started
+            if self.workers.rank == 0 and progress.step % settings.checkpoint_every == 0:
+                self._save()
+            tick(f"loss {loss:.3f} ndcg@10 {max(progress.best, 0):.4f}")
+
+    def _step(self, batch: Batch) -> float:
+        settings, workers = self.settings, self.workers
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.progress.step, settings)
+        self.model.train()
+        rows = slice(workers.rank, None, workers.world)
+        items = torch.from_numpy(batch.items[rows]).to(self.device)  # (B, n)
+        target = torch.from_numpy(batch.target[rows]).to(self.device)
+        distilled = self._distilled(torch.from_numpy(batch.positions[rows])[target.cpu()])
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16) if settings.bf16 else nullcontext()
+        with autocast:
+            loss = batch_loss(
+                self.model,
+                self.normaliser,
+                items,
+                target,
+                distilled,
+                backbone_weight=settings.backbone_weight,
+            )
+        self.optimiser.zero_grad(set_to_none=False)
+        loss.backward()  # type: ignore[no-untyped-call]
+        count = float(batch.target.sum())
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        total = loss.detach().reshape(1)
+        workers.sum_in_place([*gradients, total])
+        torch._foreach_div_(gradients, count)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        self.optimiser.step()
+        self._update_average()
+        return float(total) / count
+
+    def _distilled(self, positions: Tensor) -> Distilled | None:
+        if self.teacher is None:
+            return None
+        settings = self.settings.teacher
+        items, spoken = self.teacher.sample(positions, settings.samples, self.generator)
+        return Distilled(items.to(self.device), spoken.to(self.device), settings.weight)
+
+    def _update_average(self) -> None:
+        # The average forgets the first steps sooner: decay grows to its final value.
+        decay = min(self.settings.average_decay, (1 + self.progress.step) / (10 + self.progress.step))
+        if self.settings.average_decay == 0:
+            decay = 0.0
+        with torch.no_grad():
+            state = self.model.state_dict()
+            torch._foreach_lerp_(list(self.average.values()), [state[n] for n in self.average], 1 - decay)
+
+    def _evaluate(self, loss: float) -> None:
+        settings, progress = self.settings, self.progress
+        current = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        value = validation_ndcg(
+            self.model, self.trie, self.data, users=settings.evaluate_users, beam=settings.evaluate_beam
+        )
+        self.model.load_state_dict(current)
+        if value > progress.best:
+            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+            self.best = {name: average.clone() for name, average in self.average.items()}
+        else:
+            progress.stale += 1
+            progress.stopped = progress.stale >= settings.patience
+        if self.workers.rank == 0:
+            row = {
+                "step": progress.step,
+                "loss": f"{loss:.6f}",
+                "learning_rate": f"{learning_rate(progress.step, settings):.3e}",
+                "valid.ndcg@10": f"{value:.6f}",
+                "cpu_seconds": f"{progress.cpu_seconds:.1f}",
+            }
+            append_metrics(self.out / "metrics.csv", row)
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.out / "checkpoint.safetensors",
+            fingerprint=self.fingerprint,
+            progress=self.progress,
+            model=self.model,
+            average=self.average,
+            best=self.best,
+            optimiser=self.optimiser,
+            generator=self.generator,
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        progress = self.progress
+        manifest = {
+            "format": RUN_FORMAT,
+            "settings": self.settings.model_dump(),
+            "seed": self.seed,
+            "tokenizer_version": self.data.tokenizer_version,
+            "fingerprint": self.fingerprint,
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "stopped_early": progress.stopped,
+            "metrics": {"valid.ndcg@10": progress.best},
+            "seconds": round(progress.seconds, 3),
+            "cpu_seconds": round(progress.cpu_seconds, 3),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+        if self.workers.rank == 0:
+            with staged_directory(self.out / "model") as staged:
+                write_json_atomically(staged / "config.json", self.config.to_dict())
+                tensors = {name: value.cpu().contiguous() for name, value in self.best.items()}
+                save_file(tensors, staged / "weights.safetensors")
+            write_json_atomically(self.out / "manifest.json", manifest)
+        return manifest
+
+    def _bar(self) -> _Tick:
+        return _Tick(self.settings.steps, self.progress.step, visible=self.show_progress and self.workers.rank == 0)
+
+
+class _Tick:
+    """A progress bar that counts optimiser steps."""
+
+    def __init__(self, total: int, done: int, *, visible: bool) -> None:
+        self._bar = Bar(
+            TextColumn("[bold]train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            disable=not visible,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Callable[[str], None]:
+        self._bar.start()
+        return lambda text: self._bar.update(self._task, advance=1, description=text)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def train(
+    data: PreparedData,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    seed: int,
+    parent_weights: dict[str, Tensor] | None = None,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Train a recommender; a finished run with the same inputs is not repeated. Returns the run's manifest."""
+    trainer = Trainer(data, settings, out, seed=seed, parent_weights=parent_weights, show_progress=show_progress)
+    manifest = out / "manifest.json"
+    if manifest.exists() and (found := read_json(manifest))["fingerprint"] == trainer.fingerprint:
+        return dict(found)
+    return trainer.run()
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then a cosine down to `final_rate` of the peak at the last step."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    floor = settings.final_rate
+    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))
+
+
+def warm_start(model: nn.Module, weights: dict[str, Tensor]) -> int:
+    """Take over the parent's tensors whose names and shapes fit; returns how many."""
+    own = model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict({**own, **fitting})
+    return len(fitting)
+
+
+def append_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Append one line to a CSV file, with a header when it is new."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _cpu_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
