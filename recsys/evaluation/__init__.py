@@ -1,1 +1,1 @@
-"""Metrics, intervals and tables."""
+"""Metrics over the full catalogue, statistics of what is recommended, intervals."""

@@ -1,0 +1,124 @@
+"""The one format of all measurements: named figures with their intervals, settings and machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from recsys.errors import DataError
+from recsys.storage import read_json, write_json_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FIGURES: Final = ROOT / "docs" / "figures"
+_PACKAGES: Final = ("torch", "numpy", "scipy", "faiss-cpu", "pyspark")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        name: from the general to the particular; listed in docs/figures.md.
+        value: the number.
+        unit: what it counts ("share", "ms", "minutes", ...).
+        low: lower end of the 95 % interval, where one was measured.
+        high: upper end.
+        n: number of cases behind it.
+        note: what a reader must know beside it.
+    """
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run of a benchmark.
+
+    Attributes:
+        command: the command line that repeats it.
+        settings: what was measured, JSON-ready.
+        seeds: of the arms; empty where nothing is random.
+        figures: in the order they are shown.
+        started: ISO 8601 in UTC.
+        environment: machine and versions.
+    """
+
+    command: str
+    settings: dict[str, Any]
+    seeds: Sequence[int]
+    figures: Sequence[Figure]
+    started: str
+    environment: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; the old file stays until the new one is whole."""
+        write_json_atomically(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: no file there, or one of another form.
+        """
+        try:
+            value: dict[str, Any] = read_json(path)
+            figures = [Figure(**figure) for figure in value.pop("figures")]
+            return cls(**value, figures=figures)
+        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"no readable figures: {error}",
+                field="path",
+                value=str(path),
+                remedy="run `windfire bench` with --json PATH",
+            ) from error
+
+
+def now() -> str:
+    """This moment in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """Device, processor, threads, versions and commit of this run."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu": _processor(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "git_commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def _commit() -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 - git from PATH is meant
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
