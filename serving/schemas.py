@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_N: Final = 500
 MAX_HISTORY: Final = 1_000
 MAX_EVENTS: Final = 1_000
-_INT64: Final = 2**63 - 1
+# Inside int64, and exact as the double that OpenAPI documents write bounds with.
+MAX_MICROS: Final = 10**18
+MAX_TIME: Final = 10**17  # UTC microseconds, in the year 5138
 
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 10.0 is the integer 10."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE: Final = BeforeValidator(_whole)  # stands behind the bounds, so that the JSON schema shows them
 # 120 characters are at most 480 bytes in UTF-8: every id fits the 511 bytes of a key of the embedded store.
 Identifier = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(max_length=256)]
-Int64 = Annotated[int, Field(ge=-_INT64, le=_INT64)]
-Micros = Annotated[int, Field(ge=0, le=_INT64)]
+Value = Annotated[int, Field(ge=-MAX_MICROS, le=MAX_MICROS), _WHOLE]
+Micros = Annotated[int, Field(ge=0, le=MAX_MICROS), _WHOLE]
 ItemIds = Annotated[list[str], Field(max_length=10_000)]
 Categories = Annotated[list[Annotated[list[Name], Field(min_length=1, max_length=16)]], Field(max_length=100)]
 
@@ -64,7 +73,7 @@ class RecommendRequest(_Request):
         description="Item ids, oldest first. Unknown ids are ignored and counted; the newest 1,000 are read.",
         examples=[["B0000530ED", "B00005JS5C"]],
     )
-    n: int = Field(default=10, ge=1, le=MAX_N, description="Items wanted.")
+    n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
     scene: Word | None = Field(default=None, description="The surface of the app, such as home or cart.")
     filters: Filters = Field(default=Filters())
     exclude_seen: bool = Field(default=True, description="Leave out every item of the history.")
@@ -112,13 +121,13 @@ class EventRow(_Request):
     user_id: Identifier
     item_id: Identifier
     action: Word = Field(examples=["click"])
-    time: Annotated[int, Field(ge=1, le=_INT64)] | None = Field(
+    time: Annotated[int, Field(ge=1, le=MAX_TIME), _WHOLE] | None = Field(
         default=None, description="UTC microseconds since 1970; now where absent."
     )
     scene: Word | None = None
-    value_micros: Int64 | None = None
+    value_micros: Value | None = None
     request_id: Identifier | None = Field(default=None, description="The recommendation that this answers.")
-    position: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    position: Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE] | None = None
     attributes: dict[Word, Name] = Field(default={}, max_length=64)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Iterator, MutableMapping
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,3 +106,70 @@ def client(server_settings: Settings) -> Iterator[TestClient]:
     """The real application on the real tiny bundle."""
     with TestClient(create_app(server_settings)) as client:
         yield client
+
+
+@dataclass
+class Server:
+    """A server process of its own.
+
+    Attributes:
+        process: `windfire serve`.
+        url: where it listens.
+        state: its state directory.
+        log: where its log lines go.
+    """
+
+    process: subprocess.Popen[bytes]
+    url: str
+    state: Path
+    log: Path
+
+    def wait_until_ready(self, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            time.sleep(0.05)
+        pytest.fail(f"the server did not become ready:\n{self.log.read_text()}")
+
+
+StartServer = Callable[..., Server]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def start_server(served_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Starts `windfire serve` and returns when it is ready; ends what still runs after the tests."""
+    started: list[Server] = []
+
+    def start(state: Path | None = None, **environment: str) -> Server:
+        folder = tmp_path_factory.mktemp("server")
+        state, log, port = state or folder / "state", folder / "log", _free_port()
+        command = [sys.executable, "-c", "from windfire.cli import main; main()", "serve"]
+        options = ["--registry", str(served_registry.root), "--state", str(state), "--port", str(port)]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=file
+            )
+        server = Server(process, f"http://127.0.0.1:{port}", state, log)
+        started.append(server)
+        server.wait_until_ready()
+        return server
+
+    yield start
+    for server in started:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def shared_server(start_server: StartServer) -> Server:
+    """One server for tests that need no state of their own."""
+    return start_server()
