@@ -1,0 +1,65 @@
+"""windfire publish."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recsys.bundle import Registry
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def command(
+    registry: Annotated[Path, typer.Option(help="Directory of published bundles.")],
+    run: Annotated[Path | None, typer.Option(help="What `windfire train recommender` wrote.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The work directory that the run was trained on.")] = None,
+    *,
+    current: Annotated[bool, typer.Option(help="Serve the new version from now on.")] = True,
+    catalog_sequence: Annotated[int, typer.Option(min=0, help="Catalog log position of the work directory.")] = 0,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Serve the version before the current one.")] = False,
+    to: Annotated[str | None, typer.Option(help="With --rollback: serve this version.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the versions; * is the one served.")] = False,
+) -> None:
+    """Make a bundle of a trained model and its work directory, and put it into the registry."""
+    from recsys.bundle import Registry, publish_run
+
+    store = Registry(registry)
+    if show:
+        _list(store)
+    elif rollback or to is not None:
+        typer.echo(f"serving {store.rollback(to)}")
+    elif run is None or data is None:
+        raise ConfigError(
+            "nothing to publish", field="run", value=run, remedy="give --run and --data, or --list, or --rollback"
+        )
+    else:
+        known = set(store.versions())
+        manifest = publish_run(
+            store,
+            run=run,
+            work=data,
+            created=datetime.now(UTC),
+            catalog_sequence=catalog_sequence,
+            make_current=current,
+        )
+        size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
+        what = "unchanged: this content is published as" if manifest.version in known else "published"
+        typer.echo(f"{what} {manifest.version}: {manifest.items:,} items, {size:.1f} MB, serving {store.current()}")
+
+
+def _list(store: Registry) -> None:
+    from recsys.bundle import BundleManifest
+
+    served = store.current()
+    for version in store.versions():
+        manifest = BundleManifest.load(store.path(version))
+        metrics = " ".join(f"{name}={value:.4f}" for name, value in sorted(manifest.metrics.items()))
+        typer.echo(f"{'*' if version == served else ' '} {version}  {manifest.items:,} items  {metrics}")
