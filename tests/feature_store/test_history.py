@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,8 +36,14 @@ def test_any_interleaving_equals_a_naive_oracle(
 ) -> None:
     store = EmbeddedHistoryStore(tmp_path_factory.mktemp("store"), limit=10_000)
     seen: dict[str, list[HistoryEvent]] = {"a": [], "b": []}
-    perform = {"merge": store.merge, "delete": lambda user, _: store.delete(user)}
-    remember = {"merge": lambda user, events: seen[user] + events, "delete": lambda *_: []}
+    perform: dict[str, Callable[[str, list[HistoryEvent]], object]] = {
+        "merge": store.merge,
+        "delete": lambda user, _: store.delete(user),
+    }
+    remember: dict[str, Callable[[str, list[HistoryEvent]], list[HistoryEvent]]] = {
+        "merge": lambda user, events: seen[user] + events,
+        "delete": lambda _user, _events: [],
+    }
     for operation, user, events in operations:
         perform[operation](user, events)
         seen[user] = remember[operation](user, events)

@@ -138,9 +138,21 @@ def test_the_idempotency_window_is_bounded(tmp_path: Path) -> None:
 
 def test_exposures_come_back_as_written(tmp_path: Path) -> None:
     exposure = Exposure(
-        request_id="r", user_id=None, time=1, scene="home", items=["a"], positions=[0], scores=[-1.5],
-        sources=["nezha"], propensities=[1.0], served_by="nezha", decoder="nezha", bundle_version="b", catalog_version="b.0", arms={},
-    )  # fmt: skip
+        request_id="r",
+        user_id=None,
+        time=1,
+        scene="home",
+        items=["a"],
+        positions=[0],
+        scores=[-1.5],
+        sources=["nezha"],
+        propensities=[1.0],
+        served_by="nezha",
+        decoder="nezha",
+        bundle_version="b",
+        catalog_version="b.0",
+        arms={},
+    )
     log = ExposureLog(tmp_path)
     log.append([exposure])
     assert list(log.read()) == [(0, exposure)]
