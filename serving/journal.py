@@ -7,8 +7,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from feature_store.history import HistoryEvent
 
+from feature_store.history import HistoryEvent
 from recsys.storage import read_json, write_json_atomically
 from serving.schemas import EventResult
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from feature_store.history import HistoryStore
-
+    from feature_store.history import EmbeddedHistoryStore
     from recsys.event_log import EventLog, Exposure, ExposureLog
     from serving.metrics import Metrics
     from serving.schemas import EventRow
@@ -45,7 +44,7 @@ class EventIntake:
     def __init__(
         self,
         log: EventLog,
-        histories: HistoryStore,
+        histories: EmbeddedHistoryStore,
         progress: Path,
         *,
         actions: Sequence[str],
@@ -108,7 +107,7 @@ class EventIntake:
             self._saved = self._merged
 
     def _merge(self, numbered: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        per_user: dict[str, list[HistoryEvent]] = defaultdict(list)
+        per_user: defaultdict[str, list[HistoryEvent]] = defaultdict(list)
         for number, record in numbered:
             if record["action"] in self._actions:
                 event = HistoryEvent(
@@ -116,8 +115,8 @@ class EventIntake:
                 )
                 per_user[record["user_id"]].append(event)
         try:
-            for user_id, events in per_user.items():
-                self._histories.merge(user_id, events)
+            if per_user:
+                self._histories.merge_many(dict(per_user.items()))
         except Exception:  # noqa: BLE001 - the events are durable; the histories follow at the next start
             self._behind = True
             self._metrics.history_failures.inc(len(numbered))

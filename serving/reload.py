@@ -10,7 +10,6 @@ import structlog
 
 from recsys.bundle.loading import load_decoder
 from recsys.bundle.registry import Registry
-from recsys.errors import WindfireError
 from serving.engine import EngineRequest
 from serving.stages import BundleRecommender
 
@@ -73,7 +72,7 @@ class BundleWatcher:
             if version is None or version == self._tried:
                 return
             await self._put_in(version)
-        except (WindfireError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the watcher goes on
             if self.refused != str(error):
                 _log.error("bundle_refused", version=version, error=str(error))
                 self._metrics.reloads.labels("refused").inc()

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import structlog
 import structlog.testing
+import uvicorn
 from starlette.testclient import TestClient
 
 from recsys.bundle import Bundle, Registry, load_decoder, publish_run
@@ -149,9 +151,9 @@ def start_server(served_registry: Registry, tmp_path_factory: pytest.TempPathFac
     """Starts `windfire serve` and returns when it is ready; ends what still runs after the tests."""
     started: list[Server] = []
 
-    def start(state: Path | None = None, **environment: str) -> Server:
+    def start(**environment: str) -> Server:
         folder = tmp_path_factory.mktemp("server")
-        state, log, port = state or folder / "state", folder / "log", _free_port()
+        state, log, port = folder / "state", folder / "log", _free_port()
         command = [sys.executable, "-c", "from windfire.cli import main; main()", "serve"]
         options = ["--registry", str(served_registry.root), "--state", str(state), "--port", str(port)]
         with log.open("wb") as file:
@@ -170,6 +172,17 @@ def start_server(served_registry: Registry, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def shared_server(start_server: StartServer) -> Server:
-    """One server for tests that need no state of their own."""
-    return start_server()
+def shared_url(served_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server on a real socket in a thread of this process, for tests that need no state of their own."""
+    settings = Settings(registry=served_registry.root, state=tmp_path_factory.mktemp("shared") / "state")
+    config = uvicorn.Config(create_app(settings), port=0, http="httptools", log_config=None, lifespan="on")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.started
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

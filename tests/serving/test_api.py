@@ -9,7 +9,7 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
-from recsys.event_log import ExposureLog
+from recsys.event_log import read_exposures
 from serving.app import create_app
 from serving.engine import EngineAnswer, EngineRequest, EngineVersions
 from serving.schemas import EventsAnswer, Readiness, RecommendAnswer
@@ -147,7 +147,7 @@ def test_every_answer_is_an_exposure_joinable_by_request_id(server_settings: Set
             recommend(client, n=3),
             recommend(client, filters={"allow": []}),
         ]
-    exposures = [exposure for _, exposure in ExposureLog(settings.state / "exposures").read()]
+    exposures = [exposure for _, exposure in read_exposures(settings.state / "exposures")]
     assert [exposure.request_id for exposure in exposures] == [answer.request_id for answer in answers]
     for exposure, answer in zip(exposures, answers, strict=True):
         assert list(exposure.items) == [item.item_id for item in answer.items]

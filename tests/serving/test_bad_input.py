@@ -186,7 +186,9 @@ def test_a_chunked_body_is_not_read_to_its_end() -> None:
 
 
 def test_a_client_that_leaves_while_sending_gets_no_answer() -> None:
-    messages = iter([{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+    messages: Iterator[Message] = iter(
+        [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    )
 
     async def receive() -> Message:
         return next(messages)

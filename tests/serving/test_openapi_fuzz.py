@@ -12,6 +12,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from recsys.bundle import Registry
@@ -39,8 +40,8 @@ schema = schemathesis.openapi.from_dict(document)
 
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_server_is_what_its_document_says(case: schemathesis.Case, shared_server: Any) -> None:
-    case.call_and_validate(base_url=shared_server.url)
+def test_the_server_is_what_its_document_says(case: schemathesis.Case[Any], shared_url: str) -> None:
+    case.call_and_validate(base_url=shared_url)
 
 
 text = st.text(max_size=20)
@@ -107,8 +108,8 @@ def test_random_histories_are_answered(fuzzed: TestClient, body: dict[str, Any])
 def test_random_bodies_have_a_documented_answer(fuzzed: TestClient, body: Any) -> None:
     response = ask(fuzzed, body)
     assert response.status_code in {200, 422}, response.text
-    model = {200: RecommendAnswer, 422: ErrorBody}[response.status_code]
-    model.model_validate(orjson.loads(response.content))
+    models: dict[int, type[BaseModel]] = {200: RecommendAnswer, 422: ErrorBody}
+    models[response.status_code].model_validate(orjson.loads(response.content))
 
 
 @settings(max_examples=EXAMPLES // 3, deadline=None)

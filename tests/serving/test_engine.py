@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from recsys.errors import UnavailableError
+from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, InProcessEngine
+from serving.metrics import Metrics
+from serving.schemas import ServedBy
+
+
+class Scripted:
+    """Answers with the request's n in place of a bundle version; waits at a gate, fails for n = 13."""
+
+    def __init__(self, name: str = "one") -> None:
+        self.versions = EngineVersions(name, f"{name}.0", "nezha")
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        self.batches.append([request.n for request in requests])
+        self.entered.set()
+        assert self.gate.wait(10)
+        if any(request.n == 13 for request in requests):
+            raise ValueError("thirteen")
+        counts = EngineCounts(0, 0, 0, 0)
+        tier = ServedBy.POPULAR_MEMORY
+        return [EngineAnswer([], tier, None, self.versions.bundle, str(each.n), True, counts) for each in requests]
+
+
+@pytest.fixture
+def engine() -> Iterator[InProcessEngine]:
+    engine = InProcessEngine(Metrics(), queue_limit=4, batch_limit=3, torch_threads=1)
+    yield engine
+    engine.close()
+
+
+def request(n: int) -> EngineRequest:
+    return EngineRequest(history=[], n=n, time=0)
+
+
+async def busy(engine: InProcessEngine, scripted: Scripted) -> asyncio.Task[EngineAnswer]:
+    """Make the thread wait at the gate with request 1."""
+    engine.swap(scripted)
+    first = asyncio.create_task(engine.recommend(request(1)))
+    assert await asyncio.to_thread(scripted.entered.wait, 10)
+    return first
+
+
+def test_requests_that_wait_are_decoded_together(engine: InProcessEngine) -> None:
+    async def scenario() -> list[str]:
+        scripted = Scripted()
+        first = await busy(engine, scripted)
+        rest = [asyncio.create_task(engine.recommend(request(n))) for n in (2, 3, 4, 5)]
+        await asyncio.sleep(0)
+        scripted.gate.set()
+        answers = await asyncio.gather(first, *rest)
+        assert scripted.batches == [[1], [2, 3, 4], [5]]
+        return [answer.catalog_version for answer in answers]
+
+    assert asyncio.run(scenario()) == ["1", "2", "3", "4", "5"]
+
+
+def test_a_full_queue_refuses_at_once_and_recovers(engine: InProcessEngine) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(engine, scripted)
+        waiting = [asyncio.create_task(engine.recommend(request(n))) for n in range(2, 6)]
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError, match="too many requests"):
+            await engine.recommend(request(6))
+        scripted.gate.set()
+        await asyncio.gather(first, *waiting)
+        assert (await engine.recommend(request(7))).catalog_version == "7"
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_left_is_not_decoded(engine: InProcessEngine) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(engine, scripted)
+        gone, stays = (asyncio.create_task(engine.recommend(request(n))) for n in (2, 3))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        scripted.gate.set()
+        await asyncio.gather(first, stays)
+        assert scripted.batches == [[1], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_only_the_request_that_breaks_a_batch_fails(engine: InProcessEngine) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(engine, scripted)
+        batch = [asyncio.create_task(engine.recommend(request(n))) for n in (2, 13, 3)]
+        await asyncio.sleep(0)
+        scripted.gate.set()
+        await first
+        good, bad, also_good = await asyncio.gather(*batch, return_exceptions=True)
+        assert isinstance(good, EngineAnswer)
+        assert isinstance(bad, ValueError)
+        assert isinstance(also_good, EngineAnswer)
+
+    asyncio.run(scenario())
+
+
+def test_a_swap_takes_effect_with_the_next_batch(engine: InProcessEngine) -> None:
+    async def scenario() -> None:
+        assert engine.versions is None
+        with pytest.raises(UnavailableError, match="no bundle"):
+            await engine.recommend(request(1))
+        one, two = Scripted("one"), Scripted("two")
+        first = await busy(engine, one)
+        waiting = asyncio.create_task(engine.recommend(request(2)))
+        await asyncio.sleep(0)
+        engine.swap(two)
+        one.gate.set()
+        two.gate.set()
+        answers = await asyncio.gather(first, waiting)
+        assert [answer.bundle_version for answer in answers] == ["one", "two"]
+        assert engine.versions == two.versions
+
+    asyncio.run(scenario())
+
+
+def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
+    async def scenario() -> None:
+        engine = InProcessEngine(Metrics(), queue_limit=4, batch_limit=3, torch_threads=1)
+        scripted = Scripted()
+        tasks = [await busy(engine, scripted), asyncio.create_task(engine.recommend(request(2)))]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        await asyncio.sleep(0.01)
+        with pytest.raises(UnavailableError, match="stopping"):
+            await engine.recommend(request(3))
+        scripted.gate.set()
+        await closing
+        assert [answer.catalog_version for answer in await asyncio.gather(*tasks)] == ["1", "2"]
+
+    asyncio.run(scenario())

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from recsys.errors import UnavailableError
+from serving.group_writer import GroupWriter
+
+
+class Disk:
+    """Remembers every group; waits at a gate."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+
+    def write(self, group: list[int]) -> list[int]:
+        self.groups.append(group)
+        self.entered.set()
+        assert self.gate.wait(10)
+        if 13 in group:
+            raise OSError("disk full")
+        return [10 * element for element in group]
+
+
+def writer(write: Callable[[list[int]], list[int]], *, limit: int = 100, linger: float = 0.0) -> GroupWriter[int, int]:
+    return GroupWriter("test", write, limit=limit, linger=linger)
+
+
+def test_what_gathers_during_a_write_is_the_next_group() -> None:
+    disk = Disk()
+    group = writer(disk.write)
+    first = group.submit(0)
+    assert disk.entered.wait(10)
+    rest = [group.submit(n) for n in range(1, 6)]
+    disk.gate.set()
+    assert [future.result(10) for future in (first, *rest)] == [0, 10, 20, 30, 40, 50]
+    assert disk.groups == [[0], [1, 2, 3, 4, 5]]
+    group.close()
+
+
+def test_lingering_gathers_and_closing_does_not_wait_for_it() -> None:
+    disk = Disk()
+    disk.gate.set()
+    group = writer(disk.write, linger=60.0)
+    futures = [group.submit(n) for n in range(3)]
+    started = time.monotonic()
+    group.close()
+    assert time.monotonic() - started < 10
+    assert [future.result(0) for future in futures] == [0, 10, 20]
+    assert disk.groups == [[0, 1, 2]]
+
+
+def test_a_failure_reaches_its_group_only() -> None:
+    disk = Disk()
+    disk.gate.set()
+    group = writer(disk.write)
+    with pytest.raises(OSError, match="disk full"):
+        group.submit(13).result(10)
+    assert group.submit(1).result(10) == 10
+    group.close()
+
+
+def test_a_full_or_closed_queue_refuses() -> None:
+    disk = Disk()
+    group = writer(disk.write, limit=2)
+    first = group.submit(0)
+    assert disk.entered.wait(10)
+    waiting = [group.submit(1), group.submit(2)]
+    with pytest.raises(UnavailableError, match="cannot keep up"):
+        group.submit(3)
+    disk.gate.set()
+    group.close()
+    assert [future.result(0) for future in (first, *waiting)] == [0, 10, 20]
+    with pytest.raises(UnavailableError, match="stopping"):
+        group.submit(4)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from recsys.errors import ConfigError
+from serving.settings import LogLevel, Settings
+from windfire.commands.serve import app
+
+REFERENCE = Path(__file__).resolve().parents[2] / "config" / "windfire.reference.env"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"WINDFIRE_{name.upper()}", raising=False)
+
+
+def test_the_reference_file_names_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = dotenv_values(REFERENCE)
+    assert list(values) == [f"WINDFIRE_{name.upper()}" for name in Settings.model_fields]
+    defaults = Settings()
+    for name, value in values.items():
+        monkeypatch.setenv(name, value or "")
+    assert Settings() == defaults
+
+
+def test_every_setting_is_explained() -> None:
+    blocks = [block.splitlines() for block in REFERENCE.read_text().strip().split("\n\n")]
+    assert all(line.startswith("#") for block in blocks for line in block[:-1])
+    assert [block[-1].partition("=")[0] for block in blocks] == list(dotenv_values(REFERENCE))
+    assert min(len(block) for block in blocks) >= 2
+
+
+def test_units_are_in_the_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDFIRE_BUNDLE_POLL", "PT0.5S")
+    monkeypatch.setenv("WINDFIRE_LOG_LEVEL", "error")
+    monkeypatch.setenv("WINDFIRE_UNHEARD_OF", "ignored: other commands share the prefix")
+    settings = Settings()
+    assert (settings.bundle_poll, settings.log_level) == (timedelta(milliseconds=500), LogLevel.ERROR)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("BEAM", "0"),
+        ("BUNDLE_POLL", "PT0S"),
+        ("BUNDLE_POLL", "2"),
+        ("DRAIN_DELAY", "-PT1S"),
+        ("HISTORY_ACTIONS", "[]"),
+        ("LOG_LEVEL", "loud"),
+        ("EXPOSURE_SYNC", "perhaps"),
+    ],
+)
+def test_a_bad_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"WINDFIRE_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_the_command_names_the_bad_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDFIRE_BEAM", "none")
+    error = CliRunner().invoke(app, []).exception
+    assert isinstance(error, ConfigError)
+    assert (error.field, error.value) == ("WINDFIRE_BEAM", "none")
