@@ -32,7 +32,7 @@ def open_amazon2014(source: Path) -> SourceDataset:
         InputError: a file is absent.
     """
     sequences = SequencesFile(_file(source, "sequences.txt"), _file(source, "times.txt.gz"))
-    items = CatalogTsv(_file(source, "items.tsv"))
+    items = DelimitedFile(_file(source, "items.tsv"), "items.tsv", delimiter="\t", quoted=False)
     return SourceDataset(
         events=SourceTable((sequences,), _event_plan(timed=True)),
         items=SourceTable((items,), _item_plan()),
@@ -47,10 +47,10 @@ def open_amazon2018(source: Path) -> SourceDataset:
         InputError: a file is absent or not JSON.
     """
     events = JsonObjectFile(_file(source, "inter.json"), list, _interactions)
-    items = JsonObjectFile(_file(source, "item.json"), dict, _described_items)
+    items = JsonObjectFile(_file(source, "item.json"), dict, _item)
     return SourceDataset(
         events=SourceTable((events,), _event_plan(timed=False)),
-        items=SourceTable((items,), _item_plan()),
+        items=SourceTable((items,), _item_plan("brand", "text")),
         unique_event_ids=True,
     )
 
@@ -74,20 +74,14 @@ def _event_plan(*, timed: bool) -> TablePlan:
     return TablePlan(EVENTS, tuple(fields))
 
 
-def _item_plan() -> TablePlan:
+def _item_plan(*more: str) -> TablePlan:
     fields = (
         Field("item_id", text(), "item_id", required=True),
         Field("title", text(), "title"),
         Field("category_path", string_list(" > "), "categories"),
-        Field("brand", text(), "brand"),
-        Field("text", text(), "text"),
+        *(Field(name, text(), name) for name in more),
     )
     return TablePlan(ITEMS, fields)
-
-
-def describe(title: str | None, categories: str | None, *more: str | None) -> str | None:
-    """What an item is, in one text; None where nothing is known."""
-    return ". ".join(part for part in (title, categories, *more) if part) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +100,11 @@ class SequencesFile:
     open_schema: bool = False
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """Both files."""
+        return self.path, self.times
+
+    @property
     def name(self) -> str:
         """The file's name."""
         return self.path.name
@@ -117,7 +116,7 @@ class SequencesFile:
     def chunks(self, wanted: Sequence[str], reading: Reading) -> Iterator[Chunk]:
         """Read line by line from both files; a line whose two forms differ is one rejected row."""
         del wanted
-        pairs = zip_longest(_text_lines(self.path, reading), _text_lines(self.times, Reading(reading.limits)))
+        pairs = zip_longest(_text_lines(self.path, reading), _text_lines(self.times, reading))
         held: list[tuple[int, str, str]] = []
         for line, (items, times) in enumerate(pairs, start=1):
             held.append((line, items or "", times or ""))
@@ -158,40 +157,6 @@ def _text_lines(path: Path, reading: Reading) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogTsv:
-    """items.tsv of Beauty, with the text that describes an item."""
-
-    path: Path
-    open_schema: bool = False
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.path.name
-
-    def columns(self) -> list[str]:
-        """The columns that the rows have."""
-        return [*self._file().columns(), "brand", "text"]
-
-    def chunks(self, wanted: Sequence[str], reading: Reading) -> Iterator[Chunk]:
-        """Read the wanted columns; there is no brand, and the text is title and categories."""
-        stored = [name for name in wanted if name not in {"brand", "text"}]
-        for chunk in self._file().chunks(stored, reading):
-            titles, categories = (_strings(chunk, name) for name in ("title", "categories"))
-            texts = [describe(*pair) for pair in zip(titles, categories, strict=True)]
-            columns = {**chunk.columns, "brand": [None] * len(texts), "text": texts}
-            yield Chunk(columns, chunk.lines, chunk.raw, chunk.rejected)
-
-    def _file(self) -> DelimitedFile:
-        return DelimitedFile(self.path, self.name, delimiter="\t", quoted=False)
-
-
-def _strings(chunk: Chunk, name: str) -> list[str]:
-    column = chunk.columns[name]
-    return column if isinstance(column, list) else column.to_pylist()
-
-
-@dataclass(frozen=True, slots=True)
 class JsonObjectFile:
     """One JSON object in memory at once; a key's place in it, from 1, stands for the line.
 
@@ -205,6 +170,11 @@ class JsonObjectFile:
     entry: type
     rows: Callable[[int, str, Any], list[dict[str, Any]]]
     open_schema: bool = True
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
 
     @property
     def name(self) -> str:
@@ -247,11 +217,8 @@ def _interactions(line: int, user: str, items: list[Any]) -> list[dict[str, Any]
     ]
 
 
-def _described_items(line: int, item: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _item(line: int, item: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
     del line
-    title, brand, categories, description = (
-        str(entry.get(name) or "") for name in ("title", "brand", "categories", "description")
-    )
-    path = [part.strip() for part in categories.split(",")]
-    described = describe(title, ", ".join(path), brand, description)
-    return [{"item_id": item, "title": title, "brand": brand, "categories": path, "text": described}]
+    categories = [part.strip() for part in str(entry.get("categories") or "").split(",")]
+    row = {"item_id": item, "title": entry.get("title"), "brand": entry.get("brand")}
+    return [{**row, "categories": categories, "text": entry.get("description")}]

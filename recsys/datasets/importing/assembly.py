@@ -46,9 +46,14 @@ class SourceTable:
     plan: TablePlan
 
     @property
+    def paths(self) -> list[Path]:
+        """All files on disk."""
+        return [path for file in self.files for path in file.paths]
+
+    @property
     def text_bytes(self) -> int:
         """About how much text the files hold."""
-        return sum(file.path.stat().st_size * _SOURCE_EXPANSION.get(file.path.suffix, 1) for file in self.files)
+        return sum(path.stat().st_size * _SOURCE_EXPANSION.get(path.suffix, 1) for path in self.paths)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ class Reading:
     advance: Callable[[int], None] = _ignore
 
 
+SAMPLE: Final = Reading(Limits(block_bytes=64 << 10, row_group_rows=100))  # to look at the first rows only
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """A row that is not taken over.
@@ -97,8 +100,8 @@ class RowFile(Protocol):
     """A source file of rows."""
 
     @property
-    def path(self) -> Path:
-        """The file on disk."""
+    def paths(self) -> tuple[Path, ...]:
+        """The files on disk."""
 
     @property
     def name(self) -> str:

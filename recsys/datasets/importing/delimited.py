@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from recsys.datasets.importing.chunks import MAX_LINE, Chunk, Column, Reading, Rejection, escape, read_blocks
+from recsys.datasets.importing.chunks import SAMPLE, Chunk, Column, Reading, Rejection, escape, read_blocks
 from recsys.errors import InputError
 from recsys.records import RejectReason
 
@@ -41,6 +41,11 @@ class DelimitedFile:
     quoted: bool = True
     open_schema: bool = False
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
     def columns(self) -> list[str]:
         """The header's names, without blanks around them."""
         return self._header()[0]
@@ -48,6 +53,8 @@ class DelimitedFile:
     def chunks(self, wanted: Sequence[str], reading: Reading) -> Iterator[Chunk]:
         """Read the wanted columns as strings; see `RowFile.chunks`."""
         names, skip, line = self._header()
+        if not names:
+            return
         indices = {name: names.index(name) for name in wanted}
         carried = b""
         for block in chain(read_blocks(self.path, reading), [_MORE]):
@@ -64,7 +71,7 @@ class DelimitedFile:
 
     def _header(self) -> tuple[list[str], int, int]:
         """The names, how many bytes they take, and the number of the line after them."""
-        start = next(read_blocks(self.path, Reading()), b"")[:MAX_LINE]
+        start = next(read_blocks(self.path, SAMPLE), b"")
         lines = _split(start.removeprefix(_BOM))
         record = next(iter(_records(lines, self._parser, final=True)[0]), None)
         if record is None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from recsys.datasets.importing.chunks import RowFile
 
 _FORMATS: Final = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_DIMENSIONS: Final = ("items", "users")
 
 
 def open_log(source: Path, mapping_file: Path | None, form: str | None = None) -> SourceDataset:
@@ -31,23 +32,19 @@ def open_log(source: Path, mapping_file: Path | None, form: str | None = None) -
         InputError: the source is absent, has no file of a known format, or lacks a column.
     """
     mapping = Mapping() if mapping_file is None else load_mapping(mapping_file)
-    paths = _paths(source, form)
-    groups: dict[str, list[Path]] = {"events": [], "items": [], "users": []}
-    for path in paths:
-        table = next((name for name in ("items", "users") if path.name.startswith(name)), "events")
+    groups: dict[str, list[Path]] = {"events": [], **{table: [] for table in _DIMENSIONS}}
+    for path in _paths(source, form):
+        table = next((name for name in _DIMENSIONS if path.name.startswith(name)), "events")
         groups[table if source.is_dir() else "events"].append(path)
-    for table in ("items", "users"):
-        named = getattr(mapping, table).path
-        if named is not None and mapping_file is not None:
-            groups[table] = [_existing(mapping_file.parent / named)]
-    tables = {
-        table: _open_table(table, getattr(mapping, table), files, source, form)
-        for table, files in groups.items()
-        if files
-    }
-    if "events" not in tables:
+    if not groups["events"]:
         raise _no_file(source)
-    events = tables["events"]
+    events = _open_table("events", mapping.events, groups["events"], source, form)
+    tables = {
+        table: _open_table(table, getattr(mapping, table), groups[table], source)
+        for table in _DIMENSIONS
+        if groups[table]
+    }
+    tables |= named_tables(mapping, mapping_file)
     wanted = events.plan.wanted
     return SourceDataset(
         events=events,
@@ -58,11 +55,31 @@ def open_log(source: Path, mapping_file: Path | None, form: str | None = None) -
     )
 
 
-def _open_table(table: str, mapping: TableMapping, paths: list[Path], source: Path, form: str | None) -> SourceTable:
+def named_tables(mapping: Mapping, mapping_file: Path | None) -> dict[str, SourceTable]:
+    """The items and users tables whose `path` a mapping file names.
+
+    Raises:
+        InputError: a path is absent or cannot be used.
+    """
+    tables = {}
+    for table in _DIMENSIONS:
+        section: TableMapping = getattr(mapping, table)
+        if section.path is not None and mapping_file is not None:
+            place = mapping_file.parent / section.path
+            paths = _paths(place, None)
+            if not paths:
+                raise _no_file(place)
+            tables[table] = _open_table(table, section, paths, place)
+    return tables
+
+
+def _open_table(
+    table: str, mapping: TableMapping, paths: list[Path], source: Path, form: str | None = None
+) -> SourceTable:
     files: list[RowFile] = []
     for path in paths:
-        name = str(path.relative_to(source)) if path.is_relative_to(source) and path != source else path.name
-        files.append(_open_file(path, name, mapping, form if table == "events" else None))
+        name = path.name if path == source else str(path.relative_to(source))
+        files.append(_open_file(path, name, mapping, form))
     return SourceTable(tuple(files), plan_table(table, mapping, files))
 
 
@@ -73,8 +90,8 @@ def _open_file(path: Path, name: str, mapping: TableMapping, form: str | None) -
         case "parquet":
             return ParquetRows(path, name)
         case _:
-            tabs = ".tsv" in path.suffixes
-            return DelimitedFile(path, name, delimiter=mapping.delimiter or ("\t" if tabs else ","))
+            delimiter = mapping.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
+            return DelimitedFile(path, name, delimiter, mapping.quoted)
 
 
 def _format_of(path: Path) -> str | None:
@@ -83,19 +100,14 @@ def _format_of(path: Path) -> str | None:
 
 
 def _paths(source: Path, form: str | None) -> list[Path]:
-    if not source.is_dir():
-        _existing(source)
-        if form is None and _format_of(source) is None:
-            raise _no_file(source)
-        return [source]
-    forms = set(_FORMATS.values()) if form is None else {form}
-    return [path for path in sorted(source.rglob("*")) if path.is_file() and _format_of(path) in forms]
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError("no such file", field="source", value=str(path), remedy="check the path")
-    return path
+    if source.is_dir():
+        forms = set(_FORMATS.values()) if form is None else {form}
+        return [path for path in sorted(source.rglob("*")) if path.is_file() and _format_of(path) in forms]
+    if not source.is_file():
+        raise InputError("no such file", field="source", value=str(source), remedy="check the path")
+    if form is None and _format_of(source) is None:
+        raise _no_file(source)
+    return [source]
 
 
 def _no_file(source: Path) -> InputError:

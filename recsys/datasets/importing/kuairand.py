@@ -100,6 +100,11 @@ class KuaiRandLog:
     open_schema: bool = False
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
+    @property
     def name(self) -> str:
         """The file's name."""
         return self.path.name

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 import pyarrow as pa
 
-from recsys.datasets.importing.chunks import Limits, Reading
+from recsys.datasets.importing.chunks import SAMPLE
 from recsys.datasets.importing.plans import Field, TablePlan
 from recsys.datasets.importing.times import guess_form, time_converter
-from recsys.datasets.importing.values import Converter, action, integer, money, string_list, text
+from recsys.datasets.importing.values import Converter, action, integer, money, string_list, string_map, text
 from recsys.errors import InputError
 from recsys.records import EVENTS, ITEMS, USERS, Action
 
@@ -29,7 +29,8 @@ _REQUIRED: Final = {
 }
 _TIMES: Final = {"time", "created_at", "available_from", "available_until"}
 _MONEY: Final = {"value_micros", "price_micros"}
-_OWN: Final = {"seq", "attributes"}  # fields that no column can be named for
+_OWN: Final = {"seq"}  # made by the import
+_SAMPLE_ROWS: Final = 100
 _MICROS: Final = {"major": 1_000_000, "minor": 10_000, "micros": 1}
 # other spellings of the fields, in lower case without _, - and blanks
 _ALIASES: Final[dict[str, set[str]]] = {
@@ -44,14 +45,13 @@ _ALIASES: Final[dict[str, set[str]]] = {
     "category_path": {"categorypath", "category", "categories"},
     "text": {"text", "description"},
 }
-_SAMPLE_BYTES: Final = 64 << 10
 
 
 class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a mapping file says about one table; everything it does not say is found by the obvious names.
 
     Attributes:
-        path: the table's file, relative to the mapping file (items and users only).
+        path: the table's file or folder, relative to the mapping file (items and users only).
         columns: field to source column; null keeps a field from being filled.
         constants: field to the value of rows that have none (of all rows where no column is named).
         attributes: source columns kept in `attributes`.
@@ -60,6 +60,7 @@ class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         money_unit: major (19.99), minor (1999) or micros; micros for columns whose name ends in it, else major.
         list_separator: between the parts of `category_path`.
         delimiter: between the fields of a text file; a tab for .tsv, else a comma.
+        quoted: whether `"` around a field of a text file is not part of it.
     """
 
     path: str | None = None
@@ -70,7 +71,8 @@ class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_format: str | None = None
     money_unit: Literal["major", "minor", "micros"] | None = None
     list_separator: str = "|"
-    delimiter: str | None = None
+    delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] | None = None
+    quoted: bool = True
 
 
 class Mapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,14 +121,22 @@ def plan_table(table: str, mapping: TableMapping, files: Sequence[RowFile]) -> T
     Raises:
         InputError: a required column is missing, or two columns could be the same field.
     """
-    columns = _match(table, mapping, files[0].columns())
+    first = next((file for file in files if file.columns()), None)
+    if first is None:
+        raise InputError(
+            f"the {'log' if table == 'events' else table + ' file'} is empty or has no readable row",
+            field="source",
+            value=", ".join(file.name for file in files),
+            remedy="check that this is the right file and that its name says its format",
+        )
+    columns = _match(table, mapping, first.columns())
     fields = []
     for field in SCHEMAS[table]:
         name, column = field.name, columns.get(field.name)
         default = mapping.constants.get(name, Action.CLICK.value if name == "action" and column is None else None)
         if column is None and default is None:
             if name in _REQUIRED[table] and name != "time":
-                _missing(table, name, files[0])
+                _missing(table, name, first)
             continue
         converter = _converter(name, field.type, column, mapping, files)
         if default is not None:
@@ -142,7 +152,7 @@ def _match(table: str, mapping: TableMapping, there: list[str]) -> dict[str, str
     chosen = {name: column for name, column in mapping.columns.items() if column is not None}
     taken = {*chosen.values(), *mapping.attributes}
     for name in SCHEMAS[table].names:
-        if name in mapping.columns or name in _OWN:
+        if name in mapping.columns or name in _OWN or (name == "attributes" and mapping.attributes):
             continue
         spellings = _ALIASES.get(name, set()) | {_plain(name)}
         found = [column for column in there if _plain(column) in spellings and column not in taken]
@@ -185,17 +195,18 @@ def _converter(
         return action(mapping.actions)
     if pa.types.is_integer(kind):
         return integer(kind)
+    if pa.types.is_map(kind):
+        return string_map()
     return string_list(mapping.list_separator) if pa.types.is_list(kind) else text()
 
 
 def _guess(column: str | None, files: Sequence[RowFile]) -> str:
     if column is None:
         return "iso8601"
-    sample = Reading(Limits(block_bytes=_SAMPLE_BYTES, row_group_rows=100))
     for file in files:
-        for chunk in file.chunks([column], sample):
+        for chunk in file.chunks([column], SAMPLE):
             values = chunk.columns[column]
-            return guess_form(values if isinstance(values, list) else values[:100].to_pylist())
+            return guess_form(values[:_SAMPLE_ROWS] if isinstance(values, list) else values[:_SAMPLE_ROWS].to_pylist())
     return "iso8601"
 
 

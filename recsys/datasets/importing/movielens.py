@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from recsys.datasets.importing.amazon import describe
 from recsys.datasets.importing.assembly import SourceDataset, SourceTable
-from recsys.datasets.importing.chunks import Chunk, Reading
+from recsys.datasets.importing.chunks import Chunk
 from recsys.datasets.importing.delimited import DelimitedFile
 from recsys.datasets.importing.plans import Field, TablePlan
 from recsys.datasets.importing.times import time_converter
@@ -18,6 +17,8 @@ from recsys.records import EVENTS, ITEMS, Action
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from recsys.datasets.importing.chunks import Reading
 
 LIKED_FROM: Final = 4  # stars
 RATING: Final = "rating"
@@ -51,7 +52,6 @@ def open_movielens(source: Path) -> SourceDataset:
             Field("item_id", text(), "movieId", required=True),
             Field("title", text(), "title"),
             Field("category_path", string_list("|"), "genres"),
-            Field("text", text(), "text"),
         ),
         attributes=("tags",),
     )
@@ -72,9 +72,9 @@ def _action(rating: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MoviesFile:
-    """movies.csv with the text that describes a movie, and its distinct tags as one column.
+    """movies.csv with each movie's distinct tags as one more column.
 
-    The text is title and genres alone: tags are what users wrote later, so they stay out of what is embedded.
+    Tags become an attribute and not text: they are what users wrote later, so they stay out of what is embedded.
 
     Attributes:
         path: movies.csv.
@@ -86,24 +86,25 @@ class MoviesFile:
     open_schema: bool = False
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """movies.csv, and tags.csv where it is there."""
+        return (self.path, self.tags) if self.tags.is_file() else (self.path,)
+
+    @property
     def name(self) -> str:
         """The file's name."""
         return self.path.name
 
     def columns(self) -> list[str]:
         """The columns that the rows have."""
-        return [*self._file().columns(), "text", "tags"]
+        return [*self._file().columns(), "tags"]
 
     def chunks(self, wanted: Sequence[str], reading: Reading) -> Iterator[Chunk]:
         """Read movies.csv; see `RowFile.chunks`."""
-        tags = self._tags(Reading(reading.limits))
-        for chunk in self._file().chunks([name for name in wanted if name not in {"text", "tags"}], reading):
-            ids, titles, genres = (_values(chunk, name) for name in ("movieId", "title", "genres"))
-            kinds = [None if kind == _NO_GENRES else kind for kind in genres]
-            texts = [
-                describe(title, kind and kind.replace("|", ", ")) for title, kind in zip(titles, kinds, strict=True)
-            ]
-            added = {"genres": kinds, "text": texts, "tags": [tags.get(movie or "") for movie in ids]}
+        tags = self._tags(reading)
+        for chunk in self._file().chunks([name for name in wanted if name != "tags"], reading):
+            genres = [None if kind == _NO_GENRES else kind for kind in _values(chunk, "genres")]
+            added = {"genres": genres, "tags": [tags.get(movie or "") for movie in _values(chunk, "movieId")]}
             yield Chunk({**chunk.columns, **added}, chunk.lines, chunk.raw, chunk.rejected)
 
     def _file(self) -> DelimitedFile:

@@ -75,7 +75,7 @@ class TablePlan:
         required = {field.column for field in self.fields if field.required}
         for file in files:
             there = file.columns()
-            for name in self.wanted:
+            for name in self.wanted if there else ():  # an empty file is no fault
                 if there.count(name) == 1 or (file.open_schema and name not in required):
                     continue
                 what = "is not there" if name not in there else "stands there more than once"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -16,13 +17,14 @@ from recsys.datasets.importing.chunks import Limits, Reading
 from recsys.datasets.importing.generic import open_log
 from recsys.datasets.importing.kuairand import open_kuairand
 from recsys.datasets.importing.movielens import open_movielens
+from recsys.datasets.importing.own_log import open_event_log
 from recsys.datasets.importing.sink import Sink
 from recsys.errors import InputError
 from recsys.records import TablesManifest
 from recsys.storage import sha256_file, staged_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PUBLIC_SETS: Final[dict[str, Callable[[Path], SourceDataset]]] = {
     "amazon2014": open_amazon2014,
@@ -30,6 +32,7 @@ PUBLIC_SETS: Final[dict[str, Callable[[Path], SourceDataset]]] = {
     "movielens": open_movielens,
     "kuairand": open_kuairand,
 }
+EVENT_LOG: Final = "eventlog"
 OWN_LOGS: Final = {"generic": None, "csv": "csv", "jsonl": "jsonl", "parquet": "parquet"}  # name to forced format
 
 
@@ -65,7 +68,7 @@ class ImportReport:
 
 def known_datasets() -> list[str]:
     """The names that `import_dataset` takes."""
-    return [*PUBLIC_SETS, *OWN_LOGS]
+    return [*PUBLIC_SETS, *OWN_LOGS, EVENT_LOG]
 
 
 def import_dataset(
@@ -100,14 +103,14 @@ def import_dataset(
     if check or out is None:
         with tempfile.TemporaryDirectory(prefix="windfire-check-") as scratch:
             sink = _run(dataset, None, Path(scratch), limits, progress)
-        return _report(dataset, sink, _manifest(name, dataset, sink, started, hashed=False))
+        return _report(dataset, sink, _manifest(name, dataset, sink, started, None))
     with staged_directory(out) as staged:
         scratch_folder = staged / "scratch"
         sink = _run(dataset, staged, scratch_folder, limits, progress)
         shutil.rmtree(scratch_folder)
         if not sink.written["events"]:
             raise _nothing_usable(source, sink)
-        manifest = _manifest(name, dataset, sink, started, hashed=True)
+        manifest = _manifest(name, dataset, sink, started, source if source.is_dir() else source.parent)
         manifest.save(staged)
     return _report(dataset, sink, manifest)
 
@@ -121,6 +124,8 @@ def _open(name: str, source: Path, mapping: Path | None) -> SourceDataset:
         raise InputError("no such file or folder", field="source", value=str(source), remedy="check the path")
     if name in OWN_LOGS:
         return open_log(source, mapping, OWN_LOGS[name])
+    if name == EVENT_LOG:
+        return open_event_log(source, mapping)
     if mapping is not None:
         raise InputError(
             f"{name} needs no mapping file", field="mapping", value=str(mapping), remedy="leave the mapping out"
@@ -133,7 +138,7 @@ def _run(
 ) -> Sink:
     for table in dataset.tables:
         table.plan.check(table.files)
-    total = sum(file.path.stat().st_size for table in dataset.tables for file in table.files)
+    total = sum(path.stat().st_size for table in dataset.tables for path in table.paths)
     done = 0
 
     def advance(amount: int) -> None:
@@ -147,7 +152,7 @@ def _run(
             progress("write", partitions, of)
 
     sink = Sink(directory, limits.row_group_rows)
-    with _closed_on_exit(sink):
+    with closing(sink):
         Assembly(dataset, sink, scratch, Reading(limits, advance), written).run()
     if not sink.counts()["events"].read:
         raise InputError(
@@ -157,14 +162,6 @@ def _run(
             remedy="check that this is the right file: it has no row",
         )
     return sink
-
-
-@contextmanager
-def _closed_on_exit(sink: Sink) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        sink.close()
 
 
 def _nothing_usable(source: Path, sink: Sink) -> InputError:
@@ -177,13 +174,13 @@ def _nothing_usable(source: Path, sink: Sink) -> InputError:
     )
 
 
-def _manifest(name: str, dataset: SourceDataset, sink: Sink, started: float, *, hashed: bool) -> TablesManifest:
-    files = [file for table in dataset.tables for file in table.files]
+def _manifest(name: str, dataset: SourceDataset, sink: Sink, started: float, root: Path | None) -> TablesManifest:
+    paths = [path for table in dataset.tables for path in table.paths]
     ignored = {"ignored_columns": len(dataset.ignored_columns)} if dataset.ignored_columns else {}
     return TablesManifest(
         dataset=name,
         time_is_order=dataset.time_is_order,
-        sources={file.name: sha256_file(file.path) if hashed else "" for file in files},
+        sources={} if root is None else {os.path.relpath(path, root): sha256_file(path) for path in paths},
         counts=sink.counts(),
         reasons=dict(sink.reasons),
         notes={**sink.notes, **ignored},

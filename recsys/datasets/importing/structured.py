@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.datasets.importing.chunks import Chunk, Column, Reading, Rejection, escape, read_blocks
+from recsys.datasets.importing.chunks import SAMPLE, Chunk, Column, Reading, Rejection, escape, read_blocks
 from recsys.datasets.importing.values import Unreadable
 from recsys.errors import InputError
 from recsys.records import RejectReason
@@ -36,10 +36,15 @@ class JsonLinesFile:
     name: str
     open_schema: bool = True
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
     def columns(self) -> list[str]:
         """The keys of the first rows, in order of appearance."""
         names: dict[str, None] = {}
-        for line in islice(next(read_blocks(self.path, Reading()), b"").split(b"\n"), _SAMPLE):
+        for line in islice(next(read_blocks(self.path, SAMPLE), b"").split(b"\n"), _SAMPLE):
             names.update(dict.fromkeys(_parse(line) if line.strip() else ()))
         return list(names)
 
@@ -48,11 +53,12 @@ class JsonLinesFile:
         first = 1
         for block in read_blocks(self.path, reading):
             lines = block.split(b"\n")
-            yield _json_chunk(lines, first, wanted)
+            yield json_chunk(lines, first, wanted)
             first += len(lines) - 1
 
 
-def _json_chunk(lines: list[bytes], first: int, wanted: Sequence[str]) -> Chunk:
+def json_chunk(lines: list[bytes], first: int, wanted: Sequence[str]) -> Chunk:
+    """The wanted keys of JSON objects, one per element; blank elements are no rows, `first` is the first one's line."""
     rows: list[dict[str, Any]] = []
     kept: list[int] = []
     rejected: list[Rejection] = []
@@ -107,6 +113,11 @@ class ParquetRows:
     path: Path
     name: str
     open_schema: bool = False
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
 
     def columns(self) -> list[str]:
         """The names of the top-level columns."""

@@ -17,6 +17,7 @@ MICROS_PER_UNIT: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 ISO8601: Final = "iso8601"
 EARLIEST: Final = -62_135_596_800_000_000  # year 1
 LATEST: Final = 253_402_300_799_999_999  # year 9999
+_MANY_DIGITS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN_DIRECTIVES: Final = frozenset("YmdHMS")  # what Arrow and Python read alike
 _SECONDS_BELOW, _MILLIS_BELOW = 10**11, 10**14  # years 5138; 1973 counted in milliseconds and in microseconds
@@ -45,15 +46,17 @@ def time_converter(form: str) -> Converter:
 
 
 def guess_form(values: list[Any]) -> str:
-    """The form that the first present value has: a number's unit by its size, else ISO 8601."""
-    value = next((value for value in values if value not in (None, "")), None)
-    try:
-        size = abs(exact_decimal(value, "a number"))
-    except BadValueError:
-        return ISO8601
-    if size < _SECONDS_BELOW:
-        return "s"
-    return "ms" if size < _MILLIS_BELOW else "us"
+    """The form of the first value that is a time at all: a number's unit by its size, else ISO 8601."""
+    iso = Converter(pa.int64(), *_iso())
+    for value in values:
+        try:
+            size = abs(exact_decimal(value, "a number"))
+        except BadValueError:
+            if value not in (None, "") and not iso.convert([value])[1]:
+                break
+        else:
+            return "s" if size < _SECONDS_BELOW else "ms" if size < _MILLIS_BELOW else "us"
+    return ISO8601
 
 
 def _unit(unit: str) -> tuple[Any, Any]:
@@ -63,6 +66,8 @@ def _unit(unit: str) -> tuple[Any, Any]:
     def one(value: Any) -> int:
         if isinstance(value, date):
             return _of_datetime(value)
+        if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < _MANY_DIGITS:
+            return _bounded(int(value) * factor, value)
         number = exact_decimal(value, wanted, RejectReason.BAD_TIME)
         return _bounded(int((number * factor).to_integral_value(ROUND_FLOOR)), value)
 

@@ -232,6 +232,33 @@ def string_list(separator: str) -> Converter:
     return Converter(pa.list_(pa.string()), one)
 
 
+def string_map() -> Converter:
+    """Maps from strings to strings: an object, a list of pairs, or an object written as JSON."""
+    kind = pa.map_(pa.string(), pa.string())
+    value_of = attribute().one
+
+    def one(value: Any) -> list[tuple[str, str]]:
+        if isinstance(value, str):
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError:
+                raise BadValueError(value, "a JSON object") from None
+        if not isinstance(value, dict | list):
+            raise BadValueError(value, "an object")
+        try:
+            pairs = dict(value)
+        except (TypeError, ValueError):
+            raise BadValueError(value, "an object") from None
+        return [(str(name), value_of(entry)) for name, entry in pairs.items() if entry is not None]
+
+    def fast(array: pa.Array) -> pa.Array:
+        if array.type != kind:
+            raise DoubtError
+        return array
+
+    return Converter(kind, one, fast)
+
+
 def categorical(one: Callable[[str], str]) -> Converter:
     """Strings of few different values: `one` is asked once per value; it raises `BadValueError`."""
 
