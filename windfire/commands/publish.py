@@ -29,6 +29,11 @@ def command(
     show: Annotated[bool, typer.Option("--list", help="List the versions; * is the one served.")] = False,
 ) -> None:
     """Make a bundle of a trained model and its work directory, and put it into the registry."""
+    if not (show or rollback or to) and (run is None or data is None):
+        raise ConfigError(
+            "nothing to publish", field="run", value=run, remedy="give --run and --data, or --list, or --rollback"
+        )
+
     from recsys.bundle import Registry, publish_run
 
     store = Registry(registry)
@@ -36,11 +41,7 @@ def command(
         _list(store)
     elif rollback or to is not None:
         typer.echo(f"serving {store.rollback(to)}")
-    elif run is None or data is None:
-        raise ConfigError(
-            "nothing to publish", field="run", value=run, remedy="give --run and --data, or --list, or --rollback"
-        )
-    else:
+    elif run is not None and data is not None:
         known = set(store.versions())
         manifest = publish_run(
             store,

@@ -1,0 +1,99 @@
+"""windfire recommend."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recsys.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def command(
+    registry: Annotated[Path, typer.Option(help="Directory of published bundles.")],
+    users: Annotated[Path, typer.Option(help='One user_id per line, or JSONL {"user_id": ..., "history": [...]}.')],
+    out: Annotated[Path, typer.Option(help="Directory for the Parquet parts; the same again resumes.")],
+    *,
+    state: Annotated[Path | None, typer.Option(help="Read histories from this server state.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Read histories from these tables.")] = None,
+    n: Annotated[int, typer.Option(min=1, max=500, help="Items per user.")] = 20,
+    scene: Annotated[str | None, typer.Option(help="Surface of the app.")] = None,
+    exclude_seen: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = True,
+    decoder: Annotated[str, typer.Option(help="auto, or a decoder of the bundle's model.")] = "auto",
+    beam: Annotated[int, typer.Option(min=1, help="Prefixes kept per level.")] = 50,
+    batch: Annotated[int, typer.Option(min=1, help="Users decoded together.")] = 64,
+    part_rows: Annotated[int, typer.Option(min=1, help="Lines of the users file per part.")] = 10_000,
+) -> None:
+    """Score a file of users in one go; unknown users get what is popular, and the answer says so."""
+    if not users.is_file():
+        raise InputError("no such file", field="users", value=str(users), remedy="give a file of user ids")
+    if state is not None and data is not None:
+        raise ConfigError("histories come from one place", field="data", value=str(data), remedy="--state or --data")
+
+    from rich.progress import Progress
+
+    from recsys.bundle import Registry, load_decoder
+    from serving.stages import BundleRecommender
+    from windfire.scoring import ScoringSettings, planned_time, score_users
+
+    bundle = Registry(registry).open_current()
+    recommender = BundleRecommender(bundle, load_decoder(bundle, None if decoder == "auto" else decoder), beam=beam)
+    settings = ScoringSettings(
+        n=n,
+        scene=scene,
+        exclude_seen=exclude_seen,
+        beam=beam,
+        time=planned_time(out, time.time_ns() // 1_000),
+        batch=batch,
+        part_rows=part_rows,
+    )
+    with users.open("rb") as file:
+        lines = sum(1 for _ in file)
+    with ExitStack() as stack, Progress() as bar:
+        task = bar.add_task("users", total=lines)
+        manifest = score_users(
+            recommender,
+            users,
+            out,
+            settings=settings,
+            histories=_histories(stack, state, data),
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    counts = manifest["counts"]
+    typer.echo(
+        f"{counts['scored']:,} users scored, {counts['rejected']:,} lines rejected, "
+        f"{counts['blank']:,} blank; {manifest['seconds']:.1f} s -> {out}"
+    )
+
+
+def _histories(stack: ExitStack, state: Path | None, data: Path | None) -> Callable[[str], Sequence[str]]:
+    """Where a user's item ids come from, oldest first; a user without any has an empty history."""
+    from tempfile import TemporaryDirectory
+
+    from feature_store.history import EmbeddedHistoryStore, load_tables
+    from recsys.records import POSITIVE_ACTIONS, TablesManifest
+
+    if state is not None:
+        if not (state / "history").is_dir():
+            raise InputError(
+                "no histories here", field="state", value=str(state), remedy="name the --state of `windfire serve`"
+            )
+        store = EmbeddedHistoryStore(state / "history")
+    elif data is not None:
+        TablesManifest.load(data)
+        folder = stack.enter_context(TemporaryDirectory(prefix="windfire-histories-"))
+        store = EmbeddedHistoryStore(Path(folder))
+        load_tables(store, data, POSITIVE_ACTIONS)
+    else:
+        return lambda _: ()
+    stack.callback(store.close)
+    return lambda user: [event.item_id for event in store.get(user).events]
