@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.flat import FlatDecoder
 from recsys.decoding.nezha import NezhaDecoder
 from recsys.errors import ConfigError
 from recsys.models.compact import FlatRecommender
+from recsys.models.token import TokenRecommender
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,8 @@ def decoder_names(model: Recommender) -> tuple[str, ...]:
     """The decoders that answer from this model's weights, the default first."""
     if isinstance(model, FlatRecommender):
         return ("flat",)
+    if isinstance(model, TokenRecommender):
+        return ("nezha", "beam")
     return ("nezha",)
 
 
@@ -54,4 +58,6 @@ def build_decoder(
         )
     if isinstance(model, FlatRecommender):
         return FlatDecoder(model)
+    if isinstance(model, TokenRecommender) and chosen == "beam":
+        return BeamDecoder(model, trie, prior=prior)
     return NezhaDecoder(model, trie, prior=prior)
