@@ -1,0 +1,253 @@
+"""`windfire bench quality`: import, split, fit every method under every seed, measure on the test part.
+
+All work lies below one folder: `data/<dataset>/` (tables, offline jobs, preparation.json),
+`arms/<dataset>/<method>-<seed>-<key>/` and `runs/<key>/` (training runs, shared by the decoders of the same weights).
+An arm whose result is there is not repeated; its key covers the method's settings, the seed and all that the offline
+jobs wrote. It does not cover the code: choose another folder after changing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import yaml
+
+from benchmarks.figures import ROOT, Figure, Report, environment, now
+from benchmarks.measure import CommandError, run_measured
+from benchmarks.quality_figures import ArmResult, advice, dataset_figures
+from benchmarks.quality_settings import DatasetSettings
+from recsys.datasets.prepared import PreparedData
+from recsys.errors import DataError
+from recsys.evaluation.answers import VIEWS, Answered
+from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.quality_settings import QualitySettings
+
+ARM_FORMAT: Final = "windfire.quality_arm/1"
+OWN: Final = "own"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a benchmark ends with.
+
+    Attributes:
+        report: over all arms that ended well.
+        failures: one text per arm or data set that did not.
+        advice: one sentence; empty for the public data sets.
+    """
+
+    report: Report
+    failures: list[str]
+    advice: str = ""
+
+
+def bench(
+    settings: QualitySettings,
+    work: Path,
+    command: str,
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    *,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Measure the public data sets, found by WINDFIRE_DATA.
+
+    Args:
+        settings: of quality.yaml.
+        work: folder of everything that is kept between calls.
+        command: the command line that repeats this, for the report.
+        datasets: names; none = all.
+        methods: names; none = each data set's own.
+        say: told in one line what was done.
+    """
+    sources = Path(os.environ.get("WINDFIRE_DATA", ROOT.parent / "shared" / "data"))
+    quality = Quality(settings, work, sources, say)
+    started, figures = now(), list[Figure]()
+    for dataset in settings.chosen_datasets(datasets):
+        figures += quality.measure(dataset, methods)[0]
+    return Outcome(_report(quality, command, started, figures), quality.failures)
+
+
+def bench_own_log(
+    settings: QualitySettings,
+    work: Path,
+    command: str,
+    tables: Path,
+    split: str,
+    methods: Sequence[str],
+    *,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Measure an imported log and end with one recommendation; figures are called quality.own.*.
+
+    Args:
+        settings: of quality.yaml.
+        work: folder of everything that is kept between calls.
+        command: the command line that repeats this, for the report.
+        tables: directory written by `windfire import`.
+        split: strategy of the offline jobs.
+        methods: names; none = the default ones that do not need the token shape.
+        say: told in one line what was done.
+    """
+    own = DatasetSettings(source=tables.name, offline={"split": {"strategy": split}})
+    settings = settings.model_copy(update={"datasets": {OWN: own}})
+    wanted = methods or [name for name in settings.default_methods if not name.startswith("token_")]
+    quality = Quality(settings, work, tables.resolve().parent, say)
+    started = now()
+    figures, results = quality.measure(OWN, wanted)
+    text = advice("your log", results, replicates=settings.replicates)
+    return Outcome(_report(quality, command, started, figures), quality.failures, text)
+
+
+def _report(quality: Quality, command: str, started: str, figures: list[Figure]) -> Report:
+    settings = quality.settings
+    return Report(command, settings.model_dump(), settings.seeds, figures, started, environment())
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One benchmark in progress.
+
+    Attributes:
+        settings: of quality.yaml.
+        work: folder of everything that is kept between calls.
+        sources: folder of the data sets' sources.
+        say: told in one line what was done.
+        failures: grows by one text per arm or data set that failed.
+    """
+
+    settings: QualitySettings
+    work: Path
+    sources: Path
+    say: Callable[[str], None]
+    failures: list[str] = field(default_factory=list)
+
+    def measure(self, dataset: str, methods: Sequence[str]) -> tuple[list[Figure], dict[str, list[ArmResult]]]:
+        """Prepare one data set and run its arms; what fails is noted in `failures`.
+
+        Args:
+            dataset: name.
+            methods: names; none = the data set's own.
+
+        Returns:
+            the figures, and per method its arms.
+        """
+        chosen = self.settings.chosen_methods(dataset, methods)
+        try:
+            preparation = self.prepare(dataset)
+        except CommandError as error:
+            self.failures.append(f"{dataset}: {error}")
+            return [], {}
+        data = PreparedData.load(self.work / "data" / dataset / "prepared")
+        results = self._arms(dataset, data, chosen)
+        return dataset_figures(dataset, data, results, self.settings, preparation), results
+
+    def prepare(self, dataset: str) -> float:
+        """Import and run the offline jobs, unless this was done with the same settings; returns CPU seconds.
+
+        Raises:
+            DataError: the source is not there.
+            CommandError: a step failed.
+        """
+        settings, folder = self.settings.datasets[dataset], self.work / "data" / dataset
+        steps = self._steps(settings, folder)
+        key = sha256_parts([self._source_key(settings), settings.model_dump_json(), *map(str, steps)])
+        marker = folder / "preparation.json"
+        if marker.exists() and (known := read_json(marker))["key"] == key:
+            return float(known["cpu_seconds"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "offline.yaml").write_text(yaml.safe_dump(settings.offline))
+        total = 0.0
+        for number, step in enumerate(steps):
+            measured = run_measured([sys.executable, "-m", "windfire", *step], log=folder / f"step{number}.log")
+            total += measured.cpu_seconds
+            self.say(f"{dataset}: windfire {step[0]}, {measured.cpu_seconds:.0f} CPU s, {measured.seconds:.0f} s")
+        write_json_atomically(marker, {"key": key, "cpu_seconds": total})
+        return total
+
+    def _steps(self, settings: DatasetSettings, folder: Path) -> list[list[str]]:
+        tables, steps = self._source(settings), list[list[str]]()
+        if settings.importer:
+            tables = folder / "tables"
+            steps.append(["import", settings.importer, str(self._source(settings)), "--out", str(tables)])
+        prepared, config = str(folder / "prepared"), str(folder / "offline.yaml")
+        return [*steps, ["offline", "run", "--data", str(tables), "--out", prepared, "--config", config]]
+
+    def _source(self, settings: DatasetSettings) -> Path:
+        source = self.sources / settings.source
+        if not source.is_dir():
+            raise DataError(
+                "a data set of the benchmark is not there",
+                field="source",
+                value=str(source),
+                remedy="set WINDFIRE_DATA to the folder of the public data sets, or give your own tables by --data",
+            )
+        return source
+
+    def _source_key(self, settings: DatasetSettings) -> str:
+        files = sorted(file for file in self._source(settings).rglob("*") if file.is_file())
+        return sha256_parts([part for file in files for part in (file.name, sha256_file(file))])
+
+    def _arms(self, dataset: str, data: PreparedData, methods: Sequence[str]) -> dict[str, list[ArmResult]]:
+        inputs = _fingerprint(data)
+        results: dict[str, list[ArmResult]] = {}
+        for method in methods:
+            for seed in self.settings.seeds_of(dataset, method):
+                try:
+                    results.setdefault(method, []).append(self._arm(dataset, method, seed, inputs))
+                except CommandError as error:
+                    self.failures.append(f"{dataset} {method} seed {seed}: {error}")
+        return {method: arms for method, arms in results.items() if arms}
+
+    def _arm(self, dataset: str, method: str, seed: int, inputs: str) -> ArmResult:
+        chosen = self.settings.methods[method]
+        stable = json.dumps(chosen.settings, sort_keys=True)
+        key = sha256_parts([ARM_FORMAT, chosen.kind, stable, str(seed), inputs])[:16]
+        folder = self.work / "arms" / dataset / f"{method}-{seed}-{key}"
+        if not (folder / "result.json").exists():
+            training = json.dumps(chosen.settings.get("train", {}), sort_keys=True)
+            run = self.work / "runs" / sha256_parts([chosen.kind, training, str(seed), inputs])[:16]
+            request: dict[str, Any] = {
+                "work": str((self.work / "data" / dataset / "prepared").resolve()),
+                "kind": chosen.kind,
+                "settings": chosen.settings,
+                "seed": seed,
+                "run": str(run.resolve()),
+            }
+            write_json_atomically(folder / "request.json", request)
+            command = [sys.executable, "-m", "benchmarks.quality_arm", str(folder.resolve())]
+            measured = run_measured(command, log=folder / "log.txt")
+            answers = read_json(folder / "answers.json")
+            total = measured.cpu_seconds + answers["carried_cpu_seconds"]
+            write_json_atomically(folder / "result.json", {"cpu_seconds": total, "details": answers["details"]})
+        result = read_json(folder / "result.json")
+        arm = ArmResult(
+            views={
+                view: Answered(np.load(folder / f"ranks_{view}.npy"), np.load(folder / f"lists_{view}.npy"))
+                for view in VIEWS
+            },
+            cpu_seconds=result["cpu_seconds"],
+            details=result["details"],
+        )
+        self.say(f"{dataset}: {method}, seed {seed}: {arm.summary()}")
+        return arm
+
+
+def _fingerprint(data: PreparedData) -> str:
+    """Of all that an arm reads."""
+    split = data.sequences
+    arrays = (
+        data.codes, data.text, data.collaborative, data.train_counts, split.items, split.offsets,
+        split.train_end, split.valid_index, split.test_index,
+    )  # fmt: skip
+    return sha256_parts([data.tokenizer_version, *(np.ascontiguousarray(array).tobytes() for array in arrays)])

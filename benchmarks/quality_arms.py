@@ -1,0 +1,147 @@
+"""The arms of the quality benchmark: fit on the training part, choose on validation, answer the test cases.
+
+An arm is a function (data, settings, seed, out) -> Answers. `out` is a folder of the arm's own training run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from recsys.baselines.ease import EaseSettings
+from recsys.baselines.item_cf import ItemCFSettings
+from recsys.baselines.popularity import Popularity
+from recsys.baselines.sasrec import SasRec, SasRecSettings
+from recsys.baselines.selection import choose_ease, choose_item_cf
+from recsys.errors import ConfigError
+from recsys.evaluation.answers import TOP, VIEWS, Answered, answer_by_decoder, answer_by_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from benchmarks.quality_settings import Kind
+    from recsys.baselines.scorer import Scorer
+    from recsys.datasets.prepared import PreparedData
+    from recsys.decoding.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one method answered to the test cases.
+
+    Attributes:
+        views: history masked and unmasked.
+        details: what was chosen and spent, JSON-ready.
+        carried_cpu_seconds: CPU seconds that earlier processes spent on the same training run.
+    """
+
+    views: dict[str, Answered]
+    details: dict[str, Any] = field(default_factory=dict)
+    carried_cpu_seconds: float = 0.0
+
+
+class Arm(Protocol):
+    """A method of the table."""
+
+    def __call__(self, data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+        """Fit and answer."""
+
+
+def popularity(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+    """Training counts; takes no settings."""
+    del seed, out
+    _only(settings)
+    return _scored(Popularity.fit(data), data, {})
+
+
+def item_cf(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+    """Settings: `shrinks` and `decays`, the grid."""
+    del seed, out
+    _only(settings, "shrinks", "decays")
+    defaults = ItemCFSettings()
+    model, valid = choose_item_cf(
+        data, settings.get("shrinks", [defaults.shrink]), settings.get("decays", [defaults.decay])
+    )
+    chosen = {"shrink": model.settings.shrink, "decay": model.settings.decay, "valid.ndcg@10": valid}
+    return _scored(model, data, chosen)
+
+
+def ease(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+    """Settings: `regularisations` and `decays`, the grid."""
+    del seed, out
+    _only(settings, "regularisations", "decays")
+    defaults = EaseSettings()
+    model, valid = choose_ease(
+        data,
+        settings.get("regularisations", [defaults.regularisation]),
+        settings.get("decays", [defaults.decay]),
+    )
+    chosen = {"regularisation": model.settings.regularisation, "decay": model.settings.decay, "valid.ndcg@10": valid}
+    return _scored(model, data, chosen | {"items_in_model": len(model.kept)})
+
+
+def sasrec(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+    """Settings: those of `SasRecSettings`."""
+    del out
+    _only(settings, *SasRecSettings.__dataclass_fields__)
+    model = SasRec.fit(data, SasRecSettings(**settings), seed=seed)
+    return _scored(model, data, {"steps": model.steps, "valid.ndcg@10": model.valid_ndcg})
+
+
+def recommender(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+    """Settings: `train` (of `training.recommender.TrainSettings`), `decoder` and `beam`."""
+    from training.recommender.settings import TrainSettings
+    from training.recommender.trainer import train
+
+    _only(settings, "train", "decoder", "beam")
+    train_settings = TrainSettings.parse(dict(settings.get("train", {})))
+    before = time.process_time()
+    manifest = train(data, train_settings, out, seed=seed)
+    carried = max(manifest["cpu_seconds"] - (time.process_time() - before), 0.0)
+    decoder = _decoder(data, train_settings, out, settings.get("decoder"))
+    before = time.process_time()
+    _, histories, targets = data.sequences.targets("test")
+    beam = settings.get("beam", TOP)
+    views = {view: answer_by_decoder(decoder, histories, targets, beam=beam, view=view) for view in VIEWS}
+    details = {
+        "steps": manifest["steps"],
+        "best_step": manifest["best_step"],
+        "parameters": manifest["parameters"],
+        "valid.ndcg@10": manifest["metrics"]["valid.ndcg@10"],
+        "train_cpu_seconds": manifest["cpu_seconds"],
+        "decode_cpu_seconds": round(time.process_time() - before, 3),
+    }
+    return Answers(views, details, carried)
+
+
+ARMS: Final[dict[Kind, Callable[..., Answers]]] = {
+    "popularity": popularity,
+    "itemcf": item_cf,
+    "ease": ease,
+    "sasrec": sasrec,
+    "recommender": recommender,
+}
+
+
+def _only(settings: Mapping[str, Any], *allowed: str) -> None:
+    for name, value in settings.items():
+        if name not in allowed:
+            raise ConfigError("unknown setting of a method", field=name, value=value, remedy=f"one of {allowed}")
+
+
+def _scored(scorer: Scorer, data: PreparedData, details: dict[str, Any]) -> Answers:
+    _, histories, targets = data.sequences.targets("test")
+    return Answers(answer_by_scores(scorer, histories, targets), details)
+
+
+def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None) -> Decoder:
+    from recsys.bundle.loading import load_model
+    from recsys.decoding.building import build_decoder
+    from recsys.decoding.trie import SidTrie
+    from training.recommender.trainer import item_features
+
+    model = load_model(run / "model", item_features(data, settings), data.codebook_sizes)
+    trie = SidTrie.build(data.codes, data.codebook_sizes)
+    return build_decoder(model, trie, name=name, prior=data.train_counts)

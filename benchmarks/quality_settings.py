@@ -1,0 +1,147 @@
+"""quality.yaml: which data sets, methods and seeds the quality benchmark measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+CONFIG: Final = Path(__file__).with_name("quality.yaml")
+Kind = Literal["popularity", "itemcf", "ease", "sasrec", "recommender"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetSettings(_Strict):
+    """One log and how it is split.
+
+    Attributes:
+        importer: name for `windfire import`; absent for a log that is imported already.
+        source: folder below the public data's folder.
+        offline: settings of the offline jobs.
+        seeds: instead of the benchmark's.
+        methods: instead of the benchmark's default methods.
+    """
+
+    importer: str = ""
+    source: str = ""
+    offline: dict[str, Any] = {}
+    seeds: list[int] | None = None
+    methods: list[str] | None = None
+
+
+class MethodSettings(_Strict):
+    """One row of the table.
+
+    Attributes:
+        kind: which function of `benchmarks.quality_arms` answers.
+        settings: what that function takes.
+        seeds: instead of the benchmark's; a method without chance needs one only.
+        title: how tables call it.
+        against: methods whose difference is measured on the same users.
+    """
+
+    kind: Kind
+    settings: dict[str, Any] = {}
+    seeds: list[int] | None = None
+    title: str
+    against: list[str] = []
+
+
+class QualitySettings(_Strict):
+    """The whole benchmark.
+
+    Attributes:
+        seeds: of every method that has chance in it.
+        replicates: of the bootstrap.
+        datasets: by name.
+        methods: by name, in the order of the tables.
+        default_methods: measured unless others are named.
+    """
+
+    seeds: Annotated[list[int], Field(min_length=1)]
+    replicates: int = Field(1000, ge=1)
+    datasets: dict[str, DatasetSettings]
+    methods: dict[str, MethodSettings]
+    default_methods: list[str]
+
+    @classmethod
+    def load(cls, path: Path = CONFIG, *, quick: bool = False) -> QualitySettings:
+        """Read the YAML file.
+
+        A method with `like: OTHER` starts from the other method and changes only what it names. With `quick`, the
+        section of that name is laid over the rest.
+
+        Raises:
+            ConfigError: not YAML, or a field that is unknown or out of range.
+        """
+        try:
+            value = yaml.safe_load(path.read_text())
+            over = value.pop("quick", {})
+            if quick:
+                value = merged(value, over)
+            value["methods"] = {name: _inherited(value["methods"], name) for name in value["methods"]}
+            return cls.model_validate(value)
+        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f"not a benchmark's YAML file: {error!r}", field="config", value=str(path)) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"benchmark setting: {first['msg']}", field=name, value=first.get("input")) from error
+
+    def chosen_datasets(self, names: Sequence[str]) -> list[str]:
+        """The named data sets, or all of them.
+
+        Raises:
+            ConfigError: an unknown name.
+        """
+        return _known(names, self.datasets, "dataset") or list(self.datasets)
+
+    def chosen_methods(self, dataset: str, names: Sequence[str]) -> list[str]:
+        """The named methods, or the data set's, in the order of the tables.
+
+        Raises:
+            ConfigError: an unknown name.
+        """
+        wanted = names or self.datasets[dataset].methods or self.default_methods
+        known = _known(wanted, self.methods, "method")
+        return [name for name in self.methods if name in known]
+
+    def seeds_of(self, dataset: str, method: str) -> list[int]:
+        """The seeds of one row."""
+        return self.methods[method].seeds or self.datasets[dataset].seeds or self.seeds
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid upon it; mappings are merged, all else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        known = result.get(key)
+        result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _inherited(methods: Mapping[str, Any], name: str) -> dict[str, Any]:
+    own = dict(methods[name])
+    parent = own.pop("like", None)
+    if parent is None:
+        return own
+    if list(methods).index(parent) >= list(methods).index(name):
+        raise ConfigError("a method may be like an earlier one only", field=f"methods.{name}.like", value=parent)
+    return merged(_inherited(methods, parent), own)
+
+
+def _known(names: Sequence[str], known: Mapping[str, Any], what: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {what}", field=what, value=name, remedy=f"one of {', '.join(known)}")
+    return list(names)

@@ -1,0 +1,227 @@
+"""Tables of README.md and docs/*.md, made from docs/figures/*.json: `python -m benchmarks.tables`.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
+`quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.table import Table as RichTable
+
+from benchmarks.figures import FIGURES, ROOT, Figure, Report
+from recsys.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from benchmarks.quality_settings import QualitySettings
+
+_MARKED: Final = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+_ABSENT: Final = "-"
+
+Named = dict[str, Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text, the first column left, the others right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """As a Markdown table, every line ended."""
+        marks = ["---", *["---:"] * (len(self.header) - 1)]
+        return "".join(f"| {' | '.join(row)} |\n" for row in (self.header, marks, *self.rows))
+
+    def rich(self) -> RichTable:
+        """For a terminal."""
+        table = RichTable(title=self.title, title_justify="left")
+        for column, name in enumerate(self.header):
+            table.add_column(name, justify="right" if column else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def quality_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Table:
+    """Accuracy and cost of every method that is no ablation."""
+    header = [
+        "method", "Recall@5", "NDCG@5", "Recall@10", "NDCG@10", "95 %",
+        "Recall@10 unmasked", "NDCG@10 unmasked", "CPU minutes",
+    ]  # fmt: skip
+    rows = []
+    for method in _measured(dataset, figures, methods):
+        if _is_ablation(methods[method]):
+            continue
+        name = f"quality.{dataset}.{method}"
+        masked = [figures[f"{name}.masked.{metric}"] for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")]
+        plain = [figures[f"{name}.unmasked.{metric}"] for metric in ("recall@10", "ndcg@10")]
+        cells = [*map(_share, masked), _range(masked[-1]), *map(_share, plain)]
+        rows.append([methods[method]["title"], *cells, f"{figures[f'{name}.cpu_minutes'].value:.1f}"])
+    return Table(f"{dataset}: test, full catalogue, history masked unless said", header, rows)
+
+
+def lists_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Table:
+    """What is recommended, hit or not, and to whom it is right."""
+    columns = {
+        "coverage@10": "coverage@10", "Gini@10": "gini@10", "mean popularity@10": "popularity@10",
+        "Recall@10 head": "recall_head@10", "torso": "recall_torso@10", "tail": "recall_tail@10",
+        "invalid@50": "invalid@50",
+    }  # fmt: skip
+    rows = []
+    for method in _measured(dataset, figures, methods):
+        if not _is_ablation(methods[method]):
+            found = [figures[f"quality.{dataset}.{method}.masked.{metric}"] for metric in columns.values()]
+            cells = [f"{figure.value:.1f}" if figure.unit == "interactions" else _share(figure) for figure in found]
+            rows.append([methods[method]["title"], *cells])
+    return Table(f"{dataset}: what is recommended, history masked", ["method", *columns], rows)
+
+
+def differences_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Table:
+    """Paired differences between methods."""
+    rows = [
+        [methods[method]["title"], methods[other]["title"], *_both(dataset, method, other, figures)]
+        for method in _measured(dataset, figures, methods)
+        for other in methods[method]["against"]
+        if not _is_ablation(methods[method]) and f"quality.{dataset}.{other}.cpu_minutes" in figures
+    ]
+    header = ["method", "minus", "NDCG@10", "95 %", "Recall@10", "95 %"]
+    return Table(f"{dataset}: differences on the same users, history masked", header, rows)
+
+
+def ablations_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Table:
+    """What each change of nezha costs."""
+    rows = []
+    for method in _measured(dataset, figures, methods):
+        against = methods[method]["against"]
+        if _is_ablation(methods[method]) and f"quality.{dataset}.{against[0]}.cpu_minutes" in figures:
+            own = _share(figures[f"quality.{dataset}.{method}.masked.ndcg@10"])
+            minutes = figures[f"quality.{dataset}.{method}.cpu_minutes"].value
+            rows.append([methods[method]["title"], own, *_both(dataset, method, against[0], figures), f"{minutes:.1f}"])
+    header = ["change", "NDCG@10", "difference", "95 %", "Recall@10 difference", "95 %", "CPU minutes"]
+    return Table(f"{dataset}: changes of nezha, history masked", header, rows)
+
+
+def decoding_table(figures: Named) -> Table:
+    """Milliseconds and the ratio to the prefill alone."""
+    pattern = re.compile(r"decoding\.(\w+)\.beam(\d+)\.(\w+)\.ms")
+    found = [match for name in figures if (match := pattern.fullmatch(name))]
+    places = list(dict.fromkeys((match[1], match[2]) for match in found))
+    names = list(dict.fromkeys(match[3] for match in found))
+    rows = []
+    for backbone, beam in places:
+        cells = []
+        for name in names:
+            stem = f"decoding.{backbone}.beam{beam}.{name}"
+            time, ratio = figures.get(f"{stem}.ms"), figures.get(f"{stem}.over_prefill")
+            text = _ABSENT if time is None else f"{time.value:.3g}"
+            cells.append(text if ratio is None else f"{text} ({ratio.value:.2f})")
+        rows.append([f"{backbone}, beam {beam}", *cells])
+    return Table("median ms, in brackets over prefill", ["backbone", *names], rows)
+
+
+_QUALITY: Final[dict[str, Callable[[str, Named, Mapping[str, Any]], Table]]] = {
+    "": quality_table,
+    "lists": lists_table,
+    "differences": differences_table,
+    "ablations": ablations_table,
+}
+
+
+def quality_overview(figures: Iterable[Figure], settings: QualitySettings) -> list[RichTable]:
+    """The tables that a terminal shows after `windfire bench quality`."""
+    named = {figure.name: figure for figure in figures}
+    methods = settings.model_dump()["methods"]
+    tables = [build(dataset, named, methods) for dataset in settings.datasets for build in _QUALITY.values()]
+    return [table.rich() for table in tables if table.rows]
+
+
+def render(name: str, folder: Path = FIGURES) -> str:
+    """The Markdown of one table.
+
+    Args:
+        name: as in the mark.
+        folder: of the figures.
+
+    Raises:
+        DataError: no table has this name, or its figures hold nothing for it.
+    """
+    bench, _, rest = name.partition("-")
+    dataset, _, kind = rest.partition("-")
+    if bench not in ("quality", "decoding") or kind not in _QUALITY:
+        raise DataError("no table has this name", field="table", value=name, remedy="see benchmarks/tables.py")
+    path = folder / f"{bench}.json"
+    if not path.exists():
+        return f"*Not measured yet: `windfire bench {bench} --json docs/figures/{bench}.json`.*\n"
+    report = Report.load(path)
+    figures = {figure.name: figure for figure in report.figures}
+    if bench == "decoding":
+        return decoding_table(figures).markdown()
+    table = _QUALITY[kind](dataset, figures, report.settings["methods"])
+    if not table.rows:
+        raise DataError("the figures hold nothing for this table", field="table", value=name)
+    return table.markdown()
+
+
+def rewritten(text: str, folder: Path = FIGURES) -> str:
+    """A page with every marked table made anew."""
+    return _MARKED.sub(lambda match: match[1] + render(match[2], folder) + match[3], text)
+
+
+def pages(root: Path = ROOT) -> Iterator[Path]:
+    """README.md and docs/*.md."""
+    readme = root / "README.md"
+    if readme.exists():
+        yield readme
+    yield from sorted((root / "docs").glob("*.md"))
+
+
+def main() -> int:
+    """Rewrite the pages that differ, and name them."""
+    for page in pages():
+        old = page.read_text()
+        new = rewritten(old)
+        if new != old:
+            page.write_text(new)
+            sys.stdout.write(f"{page.relative_to(ROOT)}\n")
+    return 0
+
+
+def _measured(dataset: str, figures: Named, methods: Mapping[str, Any]) -> list[str]:
+    return [method for method in methods if f"quality.{dataset}.{method}.masked.ndcg@10" in figures]
+
+
+def _is_ablation(method: Mapping[str, Any]) -> bool:
+    return bool(method["against"] == ["nezha"])
+
+
+def _both(dataset: str, method: str, other: str, figures: Named) -> list[str]:
+    names = (f"quality.{dataset}.{method}.masked.{metric}@10.minus.{other}" for metric in ("ndcg", "recall"))
+    return [cell for name in names for cell in (_share(figures[name], signed=True), _range(figures[name], signed=True))]
+
+
+def _share(figure: Figure, *, signed: bool = False) -> str:
+    return _short(figure.value, signed=signed)
+
+
+def _range(figure: Figure, *, signed: bool = False) -> str:
+    if figure.low is None or figure.high is None:
+        return _ABSENT
+    return f"{_short(figure.low, signed=signed)} to {_short(figure.high, signed=signed)}"
+
+
+def _short(value: float, *, signed: bool) -> str:
+    """Four places without the zero before the point: .0482, +.0031."""
+    return f"{value:+.4f}".replace("+0.", "+.").replace("-0.", "-.") if signed else f"{value:.4f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

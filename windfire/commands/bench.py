@@ -1,0 +1,58 @@
+"""`windfire bench`: measure, and write the figures of docs/figures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Measure and write the figures of docs/figures."""
+
+
+def _command_line() -> str:
+    return shlex.join(["windfire", *sys.argv[1:]])
+
+
+@app.command("quality")
+def quality(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Data set; repeatable. Default: all.")] = None,
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas. Default: those of the settings.")] = "",
+    data: Annotated[Path | None, typer.Option(help="Your own log: tables of `windfire import`.")] = None,
+    split: Annotated[str, typer.Option(help="Of your own log: leave_one_out or global_time.")] = "leave_one_out",
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/quality.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="Keeps finished arms, so that a call resumes.")] = Path("build/quality"),
+) -> None:
+    """Train every method on the same split and measure it; with --data, end with one recommendation."""
+    from benchmarks.quality import bench, bench_own_log
+    from benchmarks.quality_settings import CONFIG, QualitySettings
+    from benchmarks.tables import quality_overview
+
+    console = Console()
+    settings = QualitySettings.load(config or CONFIG, quick=quick)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    folder = work / "quick" if quick else work
+    if data is None:
+        chosen = dataset or (["scientific"] if quick else [])
+        outcome = bench(settings, folder, _command_line(), chosen, names, say=console.print)
+    else:
+        outcome = bench_own_log(settings, folder, _command_line(), data, split, names, say=console.print)
+    if json is not None:
+        outcome.report.save(json)
+    for text in quality_overview(outcome.report.figures, settings):
+        console.print(text)
+    if outcome.advice:
+        console.print(outcome.advice)
+    for failure in outcome.failures:
+        console.print(f"failed: {failure}", style="red", markup=False)
+    raise typer.Exit(1 if outcome.failures else 0)
