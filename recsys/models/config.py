@@ -41,7 +41,6 @@ class RecommenderConfig:
         fusion: of hidden state and head state before the output layer.
         placeholders: whether h_1..h_L exist; without them every level reads h_0 (as Medusa's heads).
         whole_codebook: train and decode with the softmax over the whole codebook (as the released NEZHA).
-        backbone: `own`, or `huggingface` for a decoder built from a transformers configuration.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -61,7 +60,6 @@ class RecommenderConfig:
     fusion: Fusion = "add"
     placeholders: bool = True
     whole_codebook: bool = False
-    backbone: Literal["own", "huggingface"] = "own"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

@@ -35,7 +35,6 @@ class ModelSettings(_Strict):
     fusion: Literal["add", "concat"] = "add"
     placeholders: bool = True
     whole_codebook: bool = False
-    backbone: Literal["own", "huggingface"] = "own"
 
 
 class TeacherSettings(_Strict):
