@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from feature_store.history import EmbeddedHistoryStore
 
+from feature_store.history import EmbeddedHistoryStore
 from recsys.event_log import EventLog, ExposureLog
 from serving.engine import InProcessEngine
 from serving.errors import install
@@ -58,10 +58,10 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
 
 async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, engine: Engine | None) -> Services:
     """Open everything in the order of need; the stack closes it in reverse."""
+    event_log = EventLog(settings.state / "events")  # first: its lock refuses a second server on the same state
+    stack.callback(event_log.close)
     histories = EmbeddedHistoryStore(settings.state / "history")
     stack.callback(histories.close)
-    event_log = EventLog(settings.state / "events")
-    stack.callback(event_log.close)
     intake = EventIntake(
         event_log,
         histories,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from recsys.errors import UnavailableError
 from serving.app import create_app
 from serving.logs import configure_logs
 
@@ -32,7 +33,11 @@ class _DrainingServer(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight are answered."""
+    """Serve until SIGTERM or SIGINT; requests in flight are answered.
+
+    Raises:
+        UnavailableError: the server did not start.
+    """
     configure_logs(settings.log_level)
     config = uvicorn.Config(
         create_app(settings),
@@ -47,4 +52,7 @@ def run(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=round(settings.drain_timeout.total_seconds()),
     )
-    _DrainingServer(config, settings.drain_delay.total_seconds()).run()
+    server = _DrainingServer(config, settings.drain_delay.total_seconds())
+    server.run()
+    if not server.started:
+        raise UnavailableError("the server did not start", remedy="the log line before this one says why")

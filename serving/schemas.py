@@ -54,14 +54,16 @@ class Filters(_Request):
     """Conditions on items: alternatives inside one field, all fields together."""
 
     categories: Categories = Field(
-        default=[], description="Category paths from the root; an item matches at or below any of them.",
+        default_factory=list, description="Category paths from the root; an item matches at or below any of them.",
         examples=[[["Beauty", "Hair Care"]]],
     )  # fmt: skip
-    brands: Annotated[list[Name], Field(max_length=1_000)] = Field(default=[], description="Exact brand names.")
+    brands: Annotated[list[Name], Field(max_length=1_000)] = Field(
+        default_factory=list, description="Exact brand names."
+    )
     price_min_micros: Micros | None = Field(default=None, description="Lowest price; items without one do not match.")
     price_max_micros: Micros | None = Field(default=None, description="Highest price; items without one do not match.")
     allow: ItemIds | None = Field(default=None, description="Only these items; an empty list allows none.")
-    deny: ItemIds = Field(default=[], description="None of these items.")
+    deny: ItemIds = Field(default_factory=list, description="None of these items.")
 
 
 class RecommendRequest(_Request):
@@ -75,7 +77,7 @@ class RecommendRequest(_Request):
     )
     n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
     scene: Word | None = Field(default=None, description="The surface of the app, such as home or cart.")
-    filters: Filters = Field(default=Filters())
+    filters: Filters = Field(default_factory=Filters)
     exclude_seen: bool = Field(default=True, description="Leave out every item of the history.")
 
 
@@ -128,7 +130,7 @@ class EventRow(_Request):
     value_micros: Value | None = None
     request_id: Identifier | None = Field(default=None, description="The recommendation that this answers.")
     position: Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE] | None = None
-    attributes: dict[Word, Name] = Field(default={}, max_length=64)
+    attributes: dict[Word, Name] = Field(default_factory=dict, max_length=64)
 
 
 class EventsRequest(_Request):

@@ -11,7 +11,6 @@ from serving.schemas import Readiness
 
 if TYPE_CHECKING:
     from feature_store.history import HistoryStore
-
     from recsys.event_log import Exposure
     from serving.engine import Engine
     from serving.group_writer import GroupWriter
@@ -67,7 +66,7 @@ class State(TypedDict):
     services: Services
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """The application's services; a FastAPI dependency."""
     services: Services = request.state.services
     return services

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
+from recsys.errors import UnavailableError
 from recsys.event_log import read_exposures
 from serving.app import create_app
 from serving.engine import EngineAnswer, EngineRequest, EngineVersions
@@ -180,6 +181,12 @@ def test_two_applications_do_not_share_counters(server_settings: Settings, tmp_p
     with TestClient(create_app(server_settings)) as one, TestClient(create_app(other)) as two:
         recommend(one, history=KNOWN)
         assert 'route="/v1/recommend"' not in two.get("/metrics").text
+
+
+def test_a_second_server_on_the_same_state_is_refused(client: TestClient, server_settings: Settings) -> None:
+    with pytest.raises(UnavailableError, match="another process writes"), TestClient(create_app(server_settings)):
+        pass
+    assert recommend(client, user_id="ann").served_by == "popular_scene"
 
 
 class FaultyEngine:
