@@ -88,6 +88,7 @@ def tiny_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json_atomically(
         work / "semantic_ids" / "tokenizer.json", {"tokenizer_version": "tok-1", "codebook_sizes": [4, 4, 3]}
     )
+    write_json_atomically(work / "clean" / "manifest.json", {"counts": {"read": 300}})
     return work
 
 

@@ -35,15 +35,14 @@ class TrainingData:
         events: training interactions.
         first_time: earliest one, UTC microseconds (a position in the source where it has no times).
         last_time: latest one.
-        offset: the event log was read up to here, exclusive; None where the source was no event log.
-        time_is_order: the source has no times.
+        offset: events of the source that the offline jobs had read; where a source only grows, the next increment
+            begins here. None where they did not say.
     """
 
     events: int
     first_time: int | None
     last_time: int | None
     offset: int | None = None
-    time_is_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def publish_run(
             catalog_sequence=catalog_sequence,
             items=data.items.num_rows,
             created=created.isoformat(),
-            training=training_data(data.sequences),
+            training=training_data(data.sequences, work),
             code_version=code_version(),
             metrics=run_manifest["metrics"],
             config={"settings": run_manifest["settings"], "seed": run_manifest["seed"]},
@@ -143,12 +143,14 @@ def write_tables(directory: Path, data: PreparedData, work: Path) -> None:
             shutil.copyfile(path, directory / "tokenizer" / path.name)
 
 
-def training_data(sequences: Sequences) -> TrainingData:
+def training_data(sequences: Sequences, work: Path) -> TrainingData:
     """Count and date the interactions that training saw."""
     lengths = np.diff(sequences.offsets)
     place = np.arange(len(sequences.items)) - np.repeat(sequences.offsets[:-1], lengths)  # (E,) position per user
     times = sequences.times[place < np.repeat(sequences.train_end, lengths)]
+    cleaned = work / "clean" / "manifest.json"
     return TrainingData(
+        offset=read_json(cleaned)["counts"]["read"] if cleaned.is_file() else None,
         events=len(times),
         first_time=int(times.min()) if len(times) else None,
         last_time=int(times.max()) if len(times) else None,

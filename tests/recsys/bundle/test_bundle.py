@@ -59,6 +59,7 @@ def test_the_manifest_says_where_the_bundle_comes_from(tiny_registry: Registry, 
     assert (manifest.tokenizer_version, manifest.items) == ("tok-1", 48)
     assert manifest.training.events == counts.sum()
     assert (manifest.training.first_time, manifest.training.last_time) == (0, 8)
+    assert manifest.training.offset == 300
     assert manifest.metrics == {"valid.ndcg@10": 0.1}
     assert manifest.config["seed"] == 7
     assert manifest.code_version
