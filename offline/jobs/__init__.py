@@ -1,0 +1,1 @@
+"""The jobs, one file per table or family of tables."""
