@@ -148,9 +148,16 @@ class Quality:
         except CommandError as error:
             self.failures.append(f"{dataset}: {error}")
             return [], {}
-        data = PreparedData.load(self.work / "data" / dataset / "prepared")
-        results = self._arms(dataset, data, chosen)
-        return dataset_figures(dataset, data, results, self.settings, preparation), results
+        prepared = self.work / "data" / dataset / "prepared"
+        return self.measure_prepared(dataset, prepared, chosen, preparation_seconds=preparation)
+
+    def measure_prepared(
+        self, dataset: str, prepared: Path, methods: Sequence[str], *, preparation_seconds: float
+    ) -> tuple[list[Figure], dict[str, list[ArmResult]]]:
+        """As `measure`, on a work directory of the offline jobs."""
+        data = PreparedData.load(prepared)
+        results = self._arms(dataset, data, prepared, methods)
+        return dataset_figures(dataset, data, results, self.settings, preparation_seconds), results
 
     def prepare(self, dataset: str) -> float:
         """Import and run the offline jobs, unless this was done with the same settings; returns CPU seconds.
@@ -198,18 +205,20 @@ class Quality:
         files = sorted(file for file in self._source(settings).rglob("*") if file.is_file())
         return sha256_parts([part for file in files for part in (file.name, sha256_file(file))])
 
-    def _arms(self, dataset: str, data: PreparedData, methods: Sequence[str]) -> dict[str, list[ArmResult]]:
+    def _arms(
+        self, dataset: str, data: PreparedData, prepared: Path, methods: Sequence[str]
+    ) -> dict[str, list[ArmResult]]:
         inputs = _fingerprint(data)
         results: dict[str, list[ArmResult]] = {}
         for method in methods:
             for seed in self.settings.seeds_of(dataset, method):
                 try:
-                    results.setdefault(method, []).append(self._arm(dataset, method, seed, inputs))
+                    results.setdefault(method, []).append(self._arm(dataset, method, seed, prepared, inputs))
                 except CommandError as error:
                     self.failures.append(f"{dataset} {method} seed {seed}: {error}")
         return {method: arms for method, arms in results.items() if arms}
 
-    def _arm(self, dataset: str, method: str, seed: int, inputs: str) -> ArmResult:
+    def _arm(self, dataset: str, method: str, seed: int, prepared: Path, inputs: str) -> ArmResult:
         chosen = self.settings.methods[method]
         stable = json.dumps(chosen.settings, sort_keys=True)
         key = sha256_parts([ARM_FORMAT, chosen.kind, stable, str(seed), inputs])[:16]
@@ -218,7 +227,7 @@ class Quality:
             training = json.dumps(chosen.settings.get("train", {}), sort_keys=True)
             run = self.work / "runs" / sha256_parts([chosen.kind, training, str(seed), inputs])[:16]
             request: dict[str, Any] = {
-                "work": str((self.work / "data" / dataset / "prepared").resolve()),
+                "work": str(prepared.resolve()),
                 "kind": chosen.kind,
                 "settings": chosen.settings,
                 "seed": seed,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from recsys.baselines.ease import EaseSettings
 from recsys.baselines.item_cf import ItemCFSettings
 from recsys.baselines.popularity import Popularity
-from recsys.baselines.sasrec import SasRec, SasRecSettings
 from recsys.baselines.selection import choose_ease, choose_item_cf
 from recsys.errors import ConfigError
 from recsys.evaluation.answers import TOP, VIEWS, Answered, answer_by_decoder, answer_by_scores
@@ -84,6 +83,8 @@ def ease(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Pat
 
 def sasrec(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
     """Settings: those of `SasRecSettings`."""
+    from recsys.baselines.sasrec import SasRec, SasRecSettings  # with it comes torch, which the others do without
+
     del out
     _only(settings, *SasRecSettings.__dataclass_fields__)
     model = SasRec.fit(data, SasRecSettings(**settings), seed=seed)

@@ -38,7 +38,7 @@ class SasRecSettings:
         heads: attention heads.
         dropout: on embeddings, attention and residual branches.
         max_history: newest items that are read.
-        learning_rate: of AdamW, constant after the warm-up.
+        learning_rate: of AdamW after the warm-up; from there it falls in a line to 0 at the last step.
         weight_decay: of AdamW.
         warmup_steps: steps of linear warm-up.
         batch_positions: targets per step, about.
@@ -203,8 +203,9 @@ def _step(
     settings: SasRecSettings,
     step: int,
 ) -> None:
+    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
     for group in optimiser.param_groups:
-        group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        group["lr"] = settings.learning_rate * min(warm, 1 - step / settings.steps)
     network.train()
     inputs, lengths = _pad([window[:-1] for window in batch])
     real = torch.from_numpy(np.arange(inputs.shape[1]) < lengths[:, None])  # (B, n)
