@@ -114,6 +114,7 @@ class Assembly:
         self._by_user = self._spill("events", self._partitions)
         self._repeated = self._spill("repeated", self._partitions)
         self._known_users = self._spill("users", self._partitions)
+        sink.notes.update({"items_without_text": 0, "users_with_one_event": 0})
 
     def run(self) -> None:
         """Read everything and write everything."""

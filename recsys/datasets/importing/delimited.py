@@ -96,6 +96,8 @@ class DelimitedFile:
         rows = _line_count(data)
         if not rows or (self.quoted and b'"' in data) or data.count(b"\r") != data.count(b"\r\n"):
             return None
+        if data[:1] in b"\r\n" or b"\n\n" in data or b"\n\r" in data:
+            return None  # blank lines are no rows, but Arrow would count them
         names = [str(index) for index in range(width)]
         used = [str(index) for index in indices.values()]
         try:

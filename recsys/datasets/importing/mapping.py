@@ -93,7 +93,7 @@ def load_mapping(path: Path) -> Mapping:
 
     try:
         value = yaml.safe_load(path.read_bytes())
-        mapping = msgspec.convert(value or {}, Mapping)
+        mapping = msgspec.convert({} if value is None else value, Mapping)
     except (OSError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise InputError(
             f"the mapping file cannot be used: {error}",

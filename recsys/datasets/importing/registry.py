@@ -17,7 +17,6 @@ from recsys.datasets.importing.chunks import Limits, Reading
 from recsys.datasets.importing.generic import open_log
 from recsys.datasets.importing.kuairand import open_kuairand
 from recsys.datasets.importing.movielens import open_movielens
-from recsys.datasets.importing.own_log import open_event_log
 from recsys.datasets.importing.sink import Sink
 from recsys.errors import InputError
 from recsys.records import TablesManifest
@@ -125,6 +124,8 @@ def _open(name: str, source: Path, mapping: Path | None) -> SourceDataset:
     if name in OWN_LOGS:
         return open_log(source, mapping, OWN_LOGS[name])
     if name == EVENT_LOG:
+        from recsys.datasets.importing.own_log import open_event_log
+
         return open_event_log(source, mapping)
     if mapping is not None:
         raise InputError(
