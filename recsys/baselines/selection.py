@@ -29,6 +29,7 @@ def choose_ease(
     Raises:
         ConfigError: the grid is empty.
     """
+    _check_grid(regularisations=regularisations, decays=decays)
     best: tuple[Ease, float] | None = None
     for regularisation in regularisations:
         fitted = Ease.fit(data, replace(base or EaseSettings(), regularisation=regularisation))
@@ -38,8 +39,7 @@ def choose_ease(
             if best is None or value > best[1]:
                 best = model, value
         del fitted, model
-    if best is None:
-        raise ConfigError("an empty grid has no best", field="regularisations, decays", value=(regularisations, decays))
+    assert best is not None  # noqa: S101 - the grid is not empty
     return best
 
 
@@ -47,6 +47,7 @@ def choose_item_cf(
     data: PreparedData, shrinks: Sequence[float], decays: Sequence[float], base: ItemCFSettings | None = None
 ) -> tuple[ItemCF, float]:
     """As `choose_ease`, for the shrinkage and the decay of item-CF."""
+    _check_grid(shrinks=shrinks, decays=decays)
     best: tuple[ItemCF, float] | None = None
     for shrink in shrinks:
         for decay in decays:
@@ -54,6 +55,11 @@ def choose_item_cf(
             value = validation_ndcg(model, data)
             if best is None or value > best[1]:
                 best = model, value
-    if best is None:
-        raise ConfigError("an empty grid has no best", field="shrinks, decays", value=(shrinks, decays))
+    assert best is not None  # noqa: S101 - the grid is not empty
     return best
+
+
+def _check_grid(**axes: Sequence[float]) -> None:
+    for name, values in axes.items():
+        if not len(values):
+            raise ConfigError("an empty grid has no best", field=name, value=values, remedy="name at least one value")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,11 @@ def _command_line() -> str:
     return shlex.join(["windfire", *sys.argv[1:]])
 
 
+def _console() -> Console:
+    """As wide as the terminal; wide enough for every table where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
 @app.command("quality")
 def quality(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
@@ -38,21 +44,24 @@ def quality(
     from benchmarks.quality_settings import CONFIG, QualitySettings
     from benchmarks.tables import quality_overview
 
-    console = Console()
+    console = _console()
     settings = QualitySettings.load(config or CONFIG, quick=quick)
+    say = partial(console.print, markup=False)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     folder = work / "quick" if quick else work
     if data is None:
         chosen = dataset or (["scientific"] if quick else [])
-        outcome = bench(settings, folder, _command_line(), chosen, names, say=console.print)
+        outcome = bench(settings, folder, _command_line(), chosen, names, say=say)
     else:
-        outcome = bench_own_log(settings, folder, _command_line(), data, split, names, say=console.print)
+        outcome = bench_own_log(
+            settings, folder, _command_line(), data, split, names, say=partial(console.print, markup=False)
+        )
     if json is not None:
         outcome.report.save(json)
     for text in quality_overview(outcome.report.figures, settings):
         console.print(text)
     if outcome.advice:
-        console.print(outcome.advice)
+        console.print(outcome.advice, markup=False)
     for failure in outcome.failures:
         console.print(f"failed: {failure}", style="red", markup=False)
     raise typer.Exit(1 if outcome.failures else 0)

@@ -51,4 +51,6 @@ def test_an_empty_grid_is_refused(small_log: PreparedData) -> None:
     with pytest.raises(ConfigError, match="empty grid"):
         choose_ease(small_log, [], [0.5])
     with pytest.raises(ConfigError, match="empty grid"):
+        choose_ease(small_log, [1.0], [])
+    with pytest.raises(ConfigError, match="empty grid"):
         choose_item_cf(small_log, [1.0], [])
