@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from feature_store.history import HistoryEvent
-from recsys.storage import read_json, write_json_atomically
 from serving.schemas import EventResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
-    from pathlib import Path
 
     from feature_store.history import EmbeddedHistoryStore
-    from recsys.event_log import EventLog, Exposure, ExposureLog
+    from recsys.event_log import ConsumerOffsets, EventLog, Exposure, ExposureLog
     from serving.metrics import Metrics
     from serving.schemas import EventRow
 
+_CONSUMER: Final = "history"
 _SAVE_EVERY: Final = 10_000  # events; what a start after a kill has to merge again at most
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -35,7 +34,7 @@ class EventIntake:
     Args:
         log: durable, idempotent by event id.
         histories: of users.
-        progress: file that remembers that position.
+        offsets: remember that position.
         actions: that become part of a history.
         skew: how far a time may lie ahead of this machine's clock.
         metrics: counts merges that failed.
@@ -45,7 +44,7 @@ class EventIntake:
         self,
         log: EventLog,
         histories: EmbeddedHistoryStore,
-        progress: Path,
+        offsets: ConsumerOffsets,
         *,
         actions: Sequence[str],
         skew: timedelta,
@@ -53,7 +52,7 @@ class EventIntake:
     ) -> None:
         self._log = log
         self._histories = histories
-        self._progress = progress
+        self._offsets = offsets
         self._actions = frozenset(actions)
         self._skew_micros = round(skew.total_seconds() * 1_000_000)
         self._metrics = metrics
@@ -67,8 +66,8 @@ class EventIntake:
         Returns:
             Number of events read.
         """
-        self._merged = self._saved = read_json(self._progress)["merged"] if self._progress.exists() else 0
-        chunk: list[tuple[int, dict[str, Any]]] = []
+        self._merged = self._saved = self._offsets.get(_CONSUMER)
+        chunk: list[tuple[int, Mapping[str, Any]]] = []
         count = 0
         for numbered in self._log.read(self._merged):
             chunk.append(numbered)
@@ -103,10 +102,10 @@ class EventIntake:
     def save_progress(self) -> None:
         """Remember up to where all is merged."""
         if self._merged != self._saved:
-            write_json_atomically(self._progress, {"merged": self._merged})
+            self._offsets.commit(_CONSUMER, self._merged)
             self._saved = self._merged
 
-    def _merge(self, numbered: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    def _merge(self, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         per_user: defaultdict[str, list[HistoryEvent]] = defaultdict(list)
         for number, record in numbered:
             if record["action"] in self._actions:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from recsys.event_log.segments import SEGMENT_BYTES, SegmentLog, read_records
+from recsys.errors import InputError
+from recsys.event_log.segment_log import SEGMENT_BYTES, SegmentLog
+from recsys.event_log.segments import read_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -48,29 +52,70 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     catalog_version: str
     arms: dict[str, str]
 
+    def __post_init__(self) -> None:
+        for name in ("positions", "scores", "sources", "propensities"):
+            values = getattr(self, name)
+            if len(values) != len(self.items):
+                raise InputError(
+                    f"an exposure has {len(self.items)} items and another number of {name}",
+                    field=name,
+                    value=values,
+                    remedy="give one per item",
+                )
+        if not all(map(isfinite, self.scores)):
+            raise InputError("a score is a finite number", field="scores", value=self.scores, remedy="leave it out")
+        if not all(0.0 < propensity <= 1.0 for propensity in self.propensities):
+            raise InputError(
+                "what was shown had a probability above 0 and at most 1",
+                field="propensities",
+                value=self.propensities,
+                remedy="give 1 where nothing is drawn at random",
+            )
+
 
 def read_exposures(directory: Path, start: int = 0) -> Iterator[tuple[int, Exposure]]:
-    """Read an exposure log, also while a server writes it."""
-    decoder = msgspec.json.Decoder(Exposure)
-    for number, payload in read_records(directory, start):
-        yield number, decoder.decode(payload)
+    """Read an exposure log in any process, also while a server writes it: (number, exposure)."""
+    return _decode(read_records(directory, start))
 
 
 class ExposureLog:
-    """The writer's side; see `SegmentLog`."""
+    """The writer's side; any number of threads and tasks append through it.
 
-    def __init__(self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
-        self._log = SegmentLog(directory, segment_bytes=segment_bytes)
-        self._encoder = msgspec.json.Encoder()
+    Args:
+        directory: of the log.
+        segment_bytes: see `SegmentLog`.
+        flush: see `SegmentLog`.
+
+    Attributes:
+        records: the log below, for its offsets and retention.
+    """
+
+    def __init__(
+        self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, flush: Callable[[int], None] = os.fsync
+    ) -> None:
+        self.records = SegmentLog(directory, segment_bytes=segment_bytes, flush=flush)
 
     def append(self, exposures: Sequence[Exposure]) -> range:
-        """Append durably; returns the record numbers."""
-        return self._log.append([self._encoder.encode(exposure) for exposure in exposures])
+        """Append durably; returns the record numbers. Raises what `SegmentLog.submit` says."""
+        return self.records.append([_ENCODER.encode(exposure) for exposure in exposures])
+
+    async def append_async(self, exposures: Sequence[Exposure]) -> range:
+        """Like `append`, without blocking the event loop while the disk works."""
+        return await self.records.append_async([_ENCODER.encode(exposure) for exposure in exposures])
 
     def read(self, start: int = 0) -> Iterator[tuple[int, Exposure]]:
-        """See `read_exposures`."""
-        return read_exposures(self._log.directory, start)
+        """Yield durable exposures as (number, exposure)."""
+        return _decode(self.records.read(start))
 
     def close(self) -> None:
         """Release the log."""
-        self._log.close()
+        self.records.close()
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Exposure)
+
+
+def _decode(records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, Exposure]]:
+    for number, record in records:
+        yield number, _DECODER.decode(record)

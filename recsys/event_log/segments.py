@@ -1,30 +1,32 @@
-"""An append-only log of byte records in segment files; what `append` has answered survives a crash.
+"""A log on disk: segment files of records, and how they are read beside the process that writes them.
 
-A segment is named by the number of its first record. A record is its length and CRC-32 (little-endian uint32 each)
-and its bytes. One process writes, any number read beside it.
+A segment is named by the number of its first record. A record begins with three little-endian uint32: the length of
+its bytes, their CRC-32, and the CRC-32 of those two numbers. The last one tells a damaged length, behind which nothing
+can be found any more, from a record that a crash cut off.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
-import threading
 import zlib
-from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-from recsys.errors import CorruptionError, InputError, UnavailableError
-from recsys.storage import fsync_path
+from recsys.errors import CorruptionError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-_HEADER: Final = struct.Struct("<II")
-_SUFFIX: Final = ".log"
-SEGMENT_BYTES: Final = 64 << 20
 MAX_RECORD_BYTES: Final = 16 << 20
+_SUFFIX: Final = ".log"
+_MEASURES: Final = struct.Struct("<II")
+_HEADER: Final = struct.Struct("<III")
+
+
+def segment_path(directory: Path, first: int) -> Path:
+    """The file of the segment that begins with record `first`."""
+    return directory / f"{first:020d}{_SUFFIX}"
 
 
 def segment_files(directory: Path) -> list[tuple[int, Path]]:
@@ -32,170 +34,178 @@ def segment_files(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.stem), path) for path in directory.glob(f"*{_SUFFIX}"))
 
 
-def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Read a log, also while another process writes it; an unfinished record at the end is left out.
+def frame(payload: bytes) -> bytes:
+    """A record as it stands in a segment.
+
+    Raises:
+        InputError: it is longer than 16 MiB.
+    """
+    if len(payload) > MAX_RECORD_BYTES:
+        raise InputError(
+            f"a record has at most {MAX_RECORD_BYTES} bytes",
+            field="payload",
+            value=len(payload),
+            remedy="split it into several records",
+        )
+    measures = _MEASURES.pack(len(payload), zlib.crc32(payload))
+    return b"".join((measures, zlib.crc32(measures).to_bytes(4, "little"), payload))
+
+
+def scan(path: Path, start: int = 0, *, last: bool) -> Iterator[tuple[int, bytes]]:
+    """Read the whole records of a segment.
 
     Args:
-        directory: of the log.
-        start: number of the first record wanted.
+        path: of the segment.
+        start: byte where a record begins.
+        last: it is the newest segment, which may end in a record that is being written or that a crash cut off.
 
     Yields:
-        (number, bytes).
+        (byte behind the record, the record's bytes).
 
     Raises:
-        CorruptionError: a record before the end differs from its checksum.
-        InputError: `start` lies before the oldest record kept.
+        CorruptionError: a record differs from its checksum and is no cut-off end.
+        InputError: the segment was removed in the meantime.
     """
-    segments = segment_files(directory)
-    if segments and start < segments[0][0]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        if last:
+            return  # nothing was written yet
         raise InputError(
-            "the log no longer holds this record",
-            field="start",
-            value=start,
-            remedy=f"start at {segments[0][0]} or later",
-        )
-    for index, (first, path) in enumerate(segments):
-        last = index == len(segments) - 1
-        if not last and segments[index + 1][0] <= start:
-            continue
-        for number, (_, payload) in enumerate(_scan(path, last=last), first):
-            if number >= start:
-                yield number, payload
-
-
-def _scan(path: Path, *, last: bool) -> Iterator[tuple[int, bytes]]:
-    """Whole records of a segment as (end position, bytes)."""
-    size = path.stat().st_size
-    position = 0
-    with path.open("rb") as file:
+            "the log no longer holds this segment",
+            field="segment",
+            value=path.name,
+            remedy="start at the oldest record that is kept",
+        ) from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        position = start
+        file.seek(position)
         while position < size:
-            header = file.read(_HEADER.size)
-            length, checksum = _HEADER.unpack(header) if len(header) == _HEADER.size else (size, 0)
-            end = position + _HEADER.size + length
-            payload = file.read(length) if end <= size else b""
-            whole = end <= size and zlib.crc32(payload) == checksum
-            if not whole:
-                if last and end >= size:
-                    return  # the write that a crash cut off
+            payload = _next_payload(file)
+            if payload is None:
+                if last and _is_cut_off(file, position, size):
+                    return
                 raise CorruptionError(
-                    "a record of the log differs from its checksum",
-                    field=path.name,
-                    value=f"byte {position}",
-                    remedy="restore the segment from a copy; records before it are readable",
+                    f"a record of the log {path} differs from its checksum at byte {position}",
+                    field="offset",
+                    value=position,
+                    remedy="restore the file from a copy; the records before this byte can be read",
                 )
-            yield end, payload
-            position = end
+            position += _HEADER.size + len(payload)
+            yield position, payload
 
 
-class SegmentLog:
-    """The writer's side of a log.
+def _next_payload(file: BinaryIO) -> bytes | None:
+    """The record at the file's position; None where it is not whole."""
+    header = _header(file.read(_HEADER.size))
+    if header is None:
+        return None
+    length, checksum = header
+    payload = file.read(length)
+    return payload if len(payload) == length and zlib.crc32(payload) == checksum else None
 
-    Concurrent appenders share a flush to the disk: who finds his records flushed by another's flush returns at once.
+
+def _header(data: bytes) -> tuple[int, int] | None:
+    """Length and checksum of a record; None where its header is not whole."""
+    if len(data) < _HEADER.size:
+        return None
+    length, checksum, own = _HEADER.unpack(data)
+    whole = own == zlib.crc32(data[: _MEASURES.size]) and length <= MAX_RECORD_BYTES
+    return (length, checksum) if whole else None
+
+
+def _is_cut_off(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether everything from `position` on can be the rest of a write that did not come to its end.
+
+    That is: part of a header, a record that reaches to or over the end of the file, or zeros (a file system may have
+    made the file longer before it had the bytes). Anything else has intact records behind it.
+    """
+    file.seek(position)
+    data = file.read(_HEADER.size)
+    if len(data) < _HEADER.size:
+        return True
+    header = _header(data)
+    if header is not None:
+        return position + _HEADER.size + header[0] >= size
+    file.seek(position)
+    return not any(file.read(size - position))
+
+
+class _Place(NamedTuple):
+    number: int
+    path: Path
+    position: int
+
+
+class SegmentReader:
+    """Reads a log's records in order.
+
+    It remembers where the last record that it yielded ends, so that a consumer that comes again for the next one does
+    not walk through the segment from its beginning. Several threads may read through one reader.
 
     Args:
-        directory: created where absent.
-        segment_bytes: a new segment begins once the current one is larger.
-        flush: makes an open file's bytes durable; `os.fsync` but in tests.
-
-    Attributes:
-        cut_bytes: length of an unfinished record that was cut off on opening.
-
-    Raises:
-        UnavailableError: another process writes this log.
-        CorruptionError: the newest segment is damaged before its end.
+        directory: of the log; need not exist yet.
     """
 
-    def __init__(
-        self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, flush: Callable[[int], None] = os.fsync
-    ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._segment_bytes = segment_bytes
-        self._flush = flush
-        self._writing = threading.Lock()
-        self._flushing = threading.Lock()
-        self._lock = (directory / "writer.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise UnavailableError(
-                "another process writes this log",
-                field="directory",
-                value=str(directory),
-                remedy="stop it, or give this one its own --state",
-            ) from None
-        segments = segment_files(directory) or [(0, directory / f"{0:020d}{_SUFFIX}")]
-        self._first, self._path = segments[-1]
-        count = position = 0
-        if self._path.exists():
-            for position, _ in _scan(self._path, last=True):  # noqa: B007 - the last position is what is wanted
-                count += 1
-        self.cut_bytes = (self._path.stat().st_size if self._path.exists() else 0) - position
-        self._file = self._path.open("ab")
-        if self.cut_bytes:
-            self._file.truncate(position)
-            os.fsync(self._file.fileno())
-        fsync_path(directory)
-        self._next = self._first + count
-        self._durable = self._next
-
-    def __len__(self) -> int:
-        """Number of the next record; equals the count of all records ever appended."""
-        return self._next
-
-    def append(self, payloads: Sequence[bytes]) -> range:
-        """Append records; returns their numbers once they are on the disk.
-
-        Raises:
-            InputError: a record over 16 MiB; nothing of the call is written then.
-            OSError: the disk refused; nothing is acknowledged.
-        """
-        for payload in payloads:
-            if len(payload) > MAX_RECORD_BYTES:
-                raise InputError(f"a record has at most {MAX_RECORD_BYTES} bytes", field="payload", value=len(payload))
-        with self._writing:
-            if self._file.tell() > self._segment_bytes:
-                self._rotate()
-            numbers = range(self._next, self._next + len(payloads))
-            self._file.write(b"".join(_HEADER.pack(len(p), zlib.crc32(p)) + p for p in payloads))
-            self._file.flush()
-            self._next = numbers.stop
-        with self._flushing:
-            if self._durable < numbers.stop:
-                with self._writing:
-                    reached, handle = self._next, os.dup(self._file.fileno())
-                try:
-                    self._flush(handle)
-                finally:
-                    os.close(handle)
-                self._durable = reached
-        return numbers
+        self._place: _Place | None = None
 
     def read(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
-        """See `read_records`."""
-        return read_records(self.directory, start)
+        """Read what is there now; an unfinished record at the end is left out.
 
-    def truncate_before(self, number: int) -> int:
-        """Remove whole segments that hold only records before `number`; returns how many."""
-        segments = segment_files(self.directory)
-        removed = 0
-        for (_, path), (following, _) in pairwise(segments):
-            if following <= number:
-                path.unlink()
-                removed += 1
-        fsync_path(self.directory)
-        return removed
+        Another process than the writer may see records that are not flushed yet, hence not acknowledged.
 
-    def close(self) -> None:
-        """Release the log to another writer."""
-        self._file.close()
-        self._lock.close()
+        Args:
+            start: number of the first record wanted; the end of the log yields nothing.
 
-    def _rotate(self) -> None:
-        self._flush(self._file.fileno())
-        self._durable = self._next
-        self._file.close()
-        self._first, self._path = self._next, self.directory / f"{self._next:020d}{_SUFFIX}"
-        self._file = self._path.open("ab")
-        fsync_path(self.directory)
+        Yields:
+            (number, bytes).
+
+        Raises:
+            CorruptionError: a record before the end differs from its checksum, or a segment is missing.
+            InputError: `start` lies before the oldest record kept or behind the end.
+        """
+        segments = segment_files(self.directory) or [(0, segment_path(self.directory, 0))]
+        if start < segments[0][0]:
+            raise InputError(
+                "the log no longer holds this record",
+                field="start",
+                value=start,
+                remedy=f"start at {segments[0][0]} or later",
+            )
+        ends: list[int | None] = [first for first, _ in segments[1:]] + [None]
+        for (first, path), end in zip(segments, ends, strict=True):
+            if end is None or start < end:
+                yield from self._read_segment(first, path, end, start)
+
+    def _read_segment(self, first: int, path: Path, end: int | None, start: int) -> Iterator[tuple[int, bytes]]:
+        number, position = first, 0
+        place = self._place
+        if place is not None and (place.number, place.path) == (start, path):
+            number, position = start, place.position
+        for behind, payload in scan(path, position, last=end is None):
+            number += 1
+            if number > start:
+                self._place = _Place(number, path, behind)
+                yield number - 1, payload
+        if end is not None and number != end:
+            raise CorruptionError(
+                f"records are missing: {path} ends before record {number}, the next segment begins with {end}",
+                field="segment",
+                value=path.name,
+                remedy="restore the missing segment or the longer copy of this one",
+            )
+        if number < start:
+            raise InputError(
+                f"the log {self.directory} ends before this record",
+                field="start",
+                value=start,
+                remedy=f"it was replaced, or a power failure took unflushed records; start at {number} or earlier",
+            )
+
+
+def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Read a log once; see `SegmentReader.read`."""
+    return SegmentReader(directory).read(start)
