@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -80,11 +82,12 @@ def test_a_branch_reads_history_and_its_own_codes_only() -> None:
 def test_the_future_leaves_earlier_states_untouched(shape: str) -> None:
     built = model(shape=shape)
     one, two = torch.tensor([[3, 7, 9, 1]]), torch.tensor([[3, 7, 9, 22]])
-    read = {
+    read: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "compact": lambda items: built.trunk(items)[:, :4],  # type: ignore[operator]
         "token": lambda items: built.states(items, None).head,  # type: ignore[operator]
-    }[shape]
-    torch.testing.assert_close(read(one), read(two))
+    }
+    one, two = read[shape](one), read[shape](two)
+    torch.testing.assert_close(one, two)
 
 
 def test_a_cache_gives_the_same_states() -> None:
