@@ -76,7 +76,7 @@ class CooccurrenceSettings(_Section):
 class CollaborativeSettings(_Section):
     """Item vectors from co-occurrence: truncated SVD of PPMI, singular values to the power of `exponent`."""
 
-    dimension: Annotated[int, Ge(1)] = 64
+    dimension: Annotated[int, Ge(1)] = 128
     exponent: Annotated[float, Ge(0)] = 0.5
     seed: Annotated[int, Ge(0)] = 0
 

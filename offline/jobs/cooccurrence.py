@@ -37,7 +37,7 @@ def cooccurrence(context: JobContext, settings: CooccurrenceSettings) -> Outcome
         previous, sequences = changed
         pairs = _sum(previous.unionByName(_pairs(sequences, settings.window))).where(F.col("count") != 0)
     written = context.write(pairs)
-    return Outcome({"pairs": written}, increment=changed is not None)
+    return Outcome({"written": written}, increment=changed is not None)
 
 
 def _changed_sequences(context: JobContext) -> tuple[DataFrame, DataFrame] | None:
@@ -48,7 +48,7 @@ def _changed_sequences(context: JobContext) -> tuple[DataFrame, DataFrame] | Non
     counts = context.manifest("training").counts
     if renumber is None or not context.delta_from("training"):
         return None
-    if counts["changed_sequences"] >= counts["users"]:
+    if counts["changed_sequences"] >= counts["written"]:
         return None
     previous = renumber(context.read("cooccurrence").select(F.array("item_a", "item_b").alias("items"), "count"))
     kept = previous.where("items[0] >= 0 AND items[1] >= 0")

@@ -58,7 +58,7 @@ def splits(context: JobContext, settings: SplitSettings) -> Outcome:
     )
     row = totals.collect()[0]
     found = {} if cuts is None else {"first_cut": cuts[0], "second_cut": cuts[1]}
-    return Outcome({"users": written, **row.asDict(), **found})
+    return Outcome({"written": written, **row.asDict(), **found})
 
 
 def _positions(strategy: str, cuts: tuple[int, int] | None) -> tuple[Column, Column, Column]:
@@ -110,7 +110,7 @@ def training(context: JobContext) -> Outcome:
     written = context.write(joined.select("user_id", *parts))
     now = context.session.read.parquet(f"file:{context.output / 'data'}")
     row = now.agg(F.sum(F.size("items")).cast("long").alias("events")).collect()[0]
-    counts = {"users": written, "events": int(row["events"] or 0)}
+    counts = {"written": written, "events": int(row["events"] or 0)}
     renumber = renumbering(context)
     if renumber is None:
         return Outcome(counts)
