@@ -125,9 +125,11 @@ class EventLog:
         self._classifying = threading.Lock()
         self._pending: dict[str, tuple[Future[range], int]] = {}
         self._known: OrderedDict[str, int] = OrderedDict()
-        identity = msgspec.json.Decoder(_Identity)
-        for number, record in self.records.read(max(self.records.start, self.records.end - remembered)):
-            self._known[identity.decode(record).event_id] = number
+        try:
+            self._remember_newest()
+        except BaseException:
+            self.records.close()
+            raise
 
     def take(self, rows: Sequence[Mapping[str, Any]]) -> list[RowResult]:
         """Validate rows from outside and append the good ones durably; a bad row does not hinder the others.
@@ -177,6 +179,11 @@ class EventLog:
     def close(self) -> None:
         """Release the log."""
         self.records.close()
+
+    def _remember_newest(self) -> None:
+        identity = msgspec.json.Decoder(_Identity)
+        for number, record in self.records.read(max(self.records.start, self.records.end - self._remembered)):
+            self._known[identity.decode(record).event_id] = number
 
     def _parse(self, rows: Sequence[Mapping[str, Any]]) -> list[_Record | InputError]:
         now = self._clock()

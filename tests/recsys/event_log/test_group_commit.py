@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -135,19 +136,11 @@ def test_after_a_failed_flush_nothing_is_acknowledged_until_the_log_is_opened_ag
     reopened.close()
 
 
-def test_a_write_that_the_disk_refuses_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_the_disk_refuses_is_taken_back(tmp_path: Path, full_disk: AbstractContextManager[None]) -> None:
     log = SegmentLog(tmp_path)
     log.append([b"good"])
-    write = os.write
-
-    def full(file: int, data: bytes) -> int:
-        write(file, data[:5])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(UnavailableError, match="No space left"):
+    with full_disk, pytest.raises(UnavailableError, match="No space left"):
         log.append([b"lost"])
-    monkeypatch.undo()
     assert log.append([b"again"]) == range(1, 2)
     assert [payload for _, payload in log.read()] == [b"good", b"again"]
     log.close()

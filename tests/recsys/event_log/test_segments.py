@@ -113,7 +113,9 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     log = SegmentLog(tmp_path)
     with pytest.raises(UnavailableError, match="another writer"):
         SegmentLog(tmp_path)
-    script = "import sys; from pathlib import Path; from recsys.event_log import SegmentLog; SegmentLog(Path(sys.argv[1]))"
+    script = (
+        "import sys; from pathlib import Path; from recsys.event_log import SegmentLog; SegmentLog(Path(sys.argv[1]))"
+    )
     other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert "another writer has this log open" in other.stderr
     log.close()
@@ -152,7 +154,7 @@ def test_a_start_behind_the_end_is_an_error_not_an_empty_log(written: Path) -> N
         list(read_records(written.parent, 4))
 
 
-def test_two_readers_follow_a_writer_in_another_directory_handle(tmp_path: Path) -> None:
+def test_two_readers_follow_a_writer(tmp_path: Path) -> None:
     early = SegmentReader(tmp_path / "log")
     assert list(early.read()) == []
     log = SegmentLog(tmp_path / "log", segment_bytes=100)
