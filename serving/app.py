@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from feature_store.history import EmbeddedHistoryStore
-from recsys.event_log import EventLog, ExposureLog
+from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.group_writer import GroupWriter
@@ -65,7 +65,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     intake = EventIntake(
         event_log,
         histories,
-        settings.state / "history_progress.json",
+        ConsumerOffsets(settings.state / "offsets"),
         actions=settings.history_actions,
         skew=settings.event_clock_skew,
         metrics=metrics,

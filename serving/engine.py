@@ -149,6 +149,7 @@ class InProcessEngine:
         self._batch_limit = batch_limit
         self._torch_threads = torch_threads
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(queue_limit)
+        metrics.queue.set_function(self._queue.qsize)
         self._recommender: Recommender | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="windfire-engine", daemon=True)
@@ -174,7 +175,6 @@ class InProcessEngine:
             self._queue.put_nowait(waiting)
         except queue.Full:
             raise UnavailableError("too many requests wait for the model") from None
-        self._metrics.queue.set(self._queue.qsize())
         return await waiting.answer
 
     def close(self) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from feature_store.history import HistoryEvent
+from feature_store.history import HistoryConsumer, HistoryEvent
 from serving.schemas import EventResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
-    from feature_store.history import EmbeddedHistoryStore
+    from feature_store.history import HistoryStore
     from recsys.event_log import ConsumerOffsets, EventLog, Exposure, ExposureLog
     from serving.metrics import Metrics
     from serving.schemas import EventRow
@@ -29,7 +29,7 @@ class EventIntake:
     """Events into the durable log, then into the users' histories.
 
     The log is the truth. A history that missed an event, because the process died or the store failed between the
-    two writes, gets it at the next start: `replay` merges from the position up to which all is known to be merged.
+    two writes, gets it with the next write or start: `replay` goes on where all before is known to be merged.
 
     Args:
         log: durable, idempotent by event id.
@@ -43,7 +43,7 @@ class EventIntake:
     def __init__(
         self,
         log: EventLog,
-        histories: EmbeddedHistoryStore,
+        histories: HistoryStore,
         offsets: ConsumerOffsets,
         *,
         actions: Sequence[str],
@@ -56,27 +56,14 @@ class EventIntake:
         self._actions = frozenset(actions)
         self._skew_micros = round(skew.total_seconds() * 1_000_000)
         self._metrics = metrics
-        self._merged = 0
+        self._consumer = HistoryConsumer(log, histories, offsets, name=_CONSUMER, actions=actions)
+        self._merged = self._saved = 0
         self._behind = False
-        self._saved = 0
 
     def replay(self) -> int:
-        """Merge what the log holds behind the remembered position.
-
-        Returns:
-            Number of events read.
-        """
+        """Merge what the log holds behind the remembered position; returns the number of events read."""
+        count = self._consumer.catch_up()
         self._merged = self._saved = self._offsets.get(_CONSUMER)
-        chunk: list[tuple[int, Mapping[str, Any]]] = []
-        count = 0
-        for numbered in self._log.read(self._merged):
-            chunk.append(numbered)
-            count += 1
-            if len(chunk) == _SAVE_EVERY:
-                self._merge(chunk)
-                chunk = []
-        self._merge(chunk)
-        self.save_progress()
         return count
 
     def write(self, batches: list[list[EventRow]]) -> list[list[EventResult]]:
@@ -106,22 +93,25 @@ class EventIntake:
             self._saved = self._merged
 
     def _merge(self, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        per_user: defaultdict[str, list[HistoryEvent]] = defaultdict(list)
-        for number, record in numbered:
-            if record["action"] in self._actions:
-                event = HistoryEvent(
-                    record["item_id"], record["time"], number, record["event_id"], record["action"], record["scene"]
-                )
-                per_user[record["user_id"]].append(event)
         try:
-            if per_user:
-                self._histories.merge_many(dict(per_user.items()))
-        except Exception:  # noqa: BLE001 - the events are durable; the histories follow at the next start
+            if self._behind:
+                self.replay()
+            else:
+                self._histories.merge_many(self._by_user(numbered))
+                self._merged = numbered[-1][0] + 1 if numbered else self._merged
+            self._behind = False
+        except Exception:  # noqa: BLE001 - the events are durable; the next write or start tries again
             self._behind = True
             self._metrics.history_failures.inc(len(numbered))
             _log.exception("history_merge_failed", events=len(numbered))
-        if numbered and not self._behind:
-            self._merged = numbered[-1][0] + 1
+
+    def _by_user(self, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, list[HistoryEvent]]:
+        users: defaultdict[str, list[HistoryEvent]] = defaultdict(list)
+        for number, row in numbered:
+            if row["action"] in self._actions:
+                event = HistoryEvent(row["item_id"], row["time"], number, row["event_id"], row["action"], row["scene"])
+                users[row["user_id"]].append(event)
+        return users
 
 
 class ExposureWriter:

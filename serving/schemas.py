@@ -117,7 +117,7 @@ class RecommendAnswer(_Answer):
 
 
 class EventRow(_Request):
-    """Something a user did."""
+    """Something a user did; the bounds keep a row inside the 64 KiB of a record of the event log."""
 
     event_id: Identifier = Field(description="The first row with an id wins; later ones are duplicates.")
     user_id: Identifier
@@ -130,7 +130,7 @@ class EventRow(_Request):
     value_micros: Value | None = None
     request_id: Identifier | None = Field(default=None, description="The recommendation that this answers.")
     position: Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE] | None = None
-    attributes: dict[Word, Name] = Field(default_factory=dict, max_length=64)
+    attributes: dict[Word, Name] = Field(default_factory=dict, max_length=24)
 
 
 class EventsRequest(_Request):

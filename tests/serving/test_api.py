@@ -121,6 +121,13 @@ def test_events_are_idempotent_and_answered_row_by_row(client: TestClient) -> No
     assert (history.history, history.history_unknown) == (2, 1)
 
 
+def test_the_largest_row_fits_a_record(client: TestClient) -> None:
+    wide = {f"{n:02d}".ljust(64, "\x01"): "\x01" * 256 for n in range(24)}
+    ids = dict.fromkeys(("event_id", "user_id", "item_id", "request_id"), "\x01" * 120)
+    row = {**ids, "action": "\x01" * 64, "scene": "\x01" * 64, "attributes": wide, "value_micros": -(10**18)}
+    assert send(client, row).accepted == 1
+
+
 def test_a_restart_knows_events_and_histories(server_settings: Settings) -> None:
     with TestClient(create_app(server_settings)) as client:
         send(client, click("a", "ann", "item-20"), click("b", "bob", "item-21"))
@@ -134,7 +141,7 @@ def test_histories_that_missed_events_catch_up_at_the_start(server_settings: Set
         send(client, click("a", "ann", "item-20"), click("b", "ann", "item-21"))
     for path in sorted(server_settings.state.glob("history*/*")):
         path.unlink()
-    (server_settings.state / "history_progress.json").unlink()
+    (server_settings.state / "offsets" / "history.json").unlink()
     with TestClient(create_app(server_settings)) as client:
         assert recommend(client, user_id="ann").counts.history == 2
 
@@ -184,7 +191,7 @@ def test_two_applications_do_not_share_counters(server_settings: Settings, tmp_p
 
 
 def test_a_second_server_on_the_same_state_is_refused(client: TestClient, server_settings: Settings) -> None:
-    with pytest.raises(UnavailableError, match="another process writes"), TestClient(create_app(server_settings)):
+    with pytest.raises(UnavailableError, match="another writer"), TestClient(create_app(server_settings)):
         pass
     assert recommend(client, user_id="ann").served_by == "popular_scene"
 

@@ -80,7 +80,7 @@ def test_a_full_queue_refuses_at_once_and_recovers(engine: InProcessEngine) -> N
     asyncio.run(scenario())
 
 
-def test_a_client_that_left_is_not_decoded(engine: InProcessEngine) -> None:
+def test_a_cancelled_request_is_not_decoded(engine: InProcessEngine) -> None:
     async def scenario() -> None:
         scripted = Scripted()
         first = await busy(engine, scripted)

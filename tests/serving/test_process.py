@@ -57,7 +57,9 @@ def test_kill_9_loses_no_acknowledged_event(start_server: Start, served_registry
     assert set(acknowledged) <= set(written)
     assert len(written) == len(set(written))
     with TestClient(create_app(Settings(registry=served_registry.root, state=server.state))) as client:
+        assert client.get("/readyz").json()["reasons"] == []
         answers = [client.post("/v1/recommend", json={"user_id": f"u{user}"}).json() for user in range(7)]
+        assert [answer for answer in answers if "counts" not in answer] == []
         # no user has reached the 1,000 events that a history keeps
         assert sum(answer["counts"]["history"] for answer in answers) == len(written)
         assert client.post("/v1/events", json={"events": [event(1)]}).json()["duplicate"] == 1

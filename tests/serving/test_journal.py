@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from feature_store.history import EmbeddedHistoryStore, HistoryEvent
+from recsys.errors import UnavailableError
+from recsys.event_log import ConsumerOffsets, EventLog, Exposure, ExposureLog
+from serving.journal import EventIntake, ExposureWriter
+from serving.metrics import Metrics
+from serving.schemas import EventRow
+
+
+class Store(EmbeddedHistoryStore):
+    """Refuses merges while told so."""
+
+    failing = False
+
+    def merge_many(self, events: Mapping[str, Sequence[HistoryEvent]]) -> int:
+        if self.failing:
+            raise OSError("no space")
+        return super().merge_many(events)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "history")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EventLog]:
+    log = EventLog(tmp_path / "events")
+    yield log
+    log.close()
+
+
+def intake_of(log: EventLog, store: Store, tmp_path: Path, metrics: Metrics) -> EventIntake:
+    offsets = ConsumerOffsets(tmp_path / "offsets")
+    return EventIntake(log, store, offsets, actions=["click"], skew=timedelta(minutes=1), metrics=metrics)
+
+
+def row(event_id: str) -> EventRow:
+    return EventRow(event_id=event_id, user_id="ann", item_id=f"item of {event_id}", action="click", time=7)
+
+
+def known(store: Store) -> list[str]:
+    return [event.event_id for event in store.get("ann").events]
+
+
+def test_a_failed_merge_is_made_up_for_by_the_next_write(log: EventLog, store: Store, tmp_path: Path) -> None:
+    metrics = Metrics()
+    intake = intake_of(log, store, tmp_path, metrics)
+    store.failing = True
+    ((result,),) = intake.write([[row("a")]])
+    assert (result.status, known(store)) == ("accepted", [])
+    assert metrics.registry.get_sample_value("windfire_history_failures_total") == 1
+    store.failing = False
+    intake.write([[row("b")], [row("b"), row("c")]])
+    assert known(store) == ["a", "b", "c"]
+
+
+def test_a_failed_merge_is_made_up_for_by_the_next_start(log: EventLog, store: Store, tmp_path: Path) -> None:
+    intake = intake_of(log, store, tmp_path, Metrics())
+    intake.write([[row("a")]])
+    store.failing = True
+    intake.write([[row("b")]])
+    intake.save_progress()
+    store.failing = False
+    assert intake_of(log, store, tmp_path, Metrics()).replay() == 1
+    assert known(store) == ["a", "b"]
+
+
+def test_exposures_that_the_disk_refuses_are_counted(tmp_path: Path) -> None:
+    metrics = Metrics()
+    log = ExposureLog(tmp_path / "exposures")
+    log.close()
+    exposure = Exposure(
+        request_id="r", user_id=None, time=1, scene=None, items=["a"], positions=[0], scores=[1.0], sources=["nezha"],
+        propensities=[1.0], served_by="nezha", decoder="nezha", bundle_version="b", catalog_version="b.0", arms={},
+    )  # fmt: skip
+    with pytest.raises(UnavailableError):
+        ExposureWriter(log, metrics).write([exposure, exposure])
+    assert metrics.registry.get_sample_value("windfire_exposures_dropped_total") == 2
