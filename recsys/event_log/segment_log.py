@@ -181,6 +181,7 @@ class SegmentLog:
                 first = self._commit(b"".join(append.data for append in group), sum(append.count for append in group))
             except Exception as error:  # noqa: BLE001 - raised again where each caller waits
                 self._broken = not isinstance(error, _TakenBackError)
+                self._reader = SegmentReader(self.directory)  # the other one may remember a place that is gone
                 for append in group:
                     append.done.set_exception(_refused(error, self.directory))
                 continue
