@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 WORLD_FILE: Final = "world.json"
 _KEPT_BLOCKS = 8
-_KEPT_SHELVES = 64
+_KEPT_SHELVES = 400
 
 
 @dataclass(slots=True)
