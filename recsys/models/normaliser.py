@@ -20,6 +20,7 @@ class Normaliser(nn.Module):
     """
 
     item_node: Tensor
+    absent: Tensor
 
     def __init__(self, trie: SidTrie, *, whole_codebook: bool = False) -> None:
         super().__init__()
@@ -31,11 +32,28 @@ class Normaliser(nn.Module):
             codes = torch.from_numpy(trie.node_code[depth].astype("int64"))
             self.register_buffer(f"code{depth}", codes, persistent=False)
         self.register_buffer("item_node", torch.from_numpy(trie.item_node), persistent=False)
+        absent = torch.full((trie.sizes[0],), 0.0 if whole_codebook else -torch.inf)
+        absent[torch.from_numpy(trie.node_code[0].astype("int64"))] = 0.0
+        self.register_buffer("absent", absent, persistent=False)  # (T_1,)
 
     def item_codes(self, level: int, items: Tensor) -> Tensor:
         """The level's code of each item: (N,) -> (N,)."""
         codes: Tensor = self.get_buffer(f"code{level}")[self.item_node[items, level]]
         return codes
+
+    def first_log_prob(self, logits: Tensor, items: Tensor) -> Tensor:
+        """Log-probability of the items' first codes, the softmax computed once per row.
+
+        Args:
+            logits: (N, T_1).
+            items: (N, M).
+
+        Returns:
+            (N, M) float32.
+        """
+        logits = logits.float()
+        codes = self.item_codes(0, items.flatten()).view_as(items)
+        return logits.gather(1, codes) - (logits + self.absent).logsumexp(dim=1, keepdim=True)
 
     def log_prob(self, level: int, logits: Tensor, items: Tensor) -> Tensor:
         """Log-probability of the item's code at `level` given its prefix.
@@ -48,13 +66,13 @@ class Normaliser(nn.Module):
         Returns:
             (N,) float32.
         """
+        if level == 0:
+            return self.first_log_prob(logits, items[:, None])[:, 0]
         logits = logits.float()
         target = logits.gather(1, self.item_codes(level, items)[:, None])[:, 0]  # (N,)
         if self.whole_codebook:
             return target - logits.logsumexp(dim=1)
         codes = self.get_buffer(f"code{level}")
-        if level == 0:
-            return target - logits[:, codes].logsumexp(dim=1)
         parent = self.item_node[items, level - 1]
         start = self.get_buffer(f"start{level}")
         first, end = start[parent], start[parent + 1]  # (N,)

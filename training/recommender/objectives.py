@@ -50,7 +50,7 @@ def path_log_prob(
     flat = items.reshape(-1)
     state = head.start(hidden)  # (N, H)
     logits = head.logits(0, hidden, state)  # (N, T_1), the same for every candidate
-    total = normaliser.log_prob(0, logits.repeat_interleave(columns, dim=0), flat)
+    total = normaliser.first_log_prob(logits, items).reshape(-1)
     hidden = hidden.repeat_interleave(columns, dim=0)
     state = state.repeat_interleave(columns, dim=0)
     for level in range(1, model.config.levels):
