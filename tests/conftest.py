@@ -18,6 +18,9 @@ from recsys.storage import write_json_atomically
 if TYPE_CHECKING:
     from recsys.bundle import Registry
 
+# Before torch is loaded: the tests' processes share the cores, and threads that wait by spinning would starve them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY_ITEMS, TINY_USERS = 48, 30
 

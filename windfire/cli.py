@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Final
@@ -39,6 +40,8 @@ def build_app(requested: str | None) -> typer.Typer:
 
 def main() -> None:
     """Entry point; a `WindfireError` ends in one clear line on standard error and exit status 2."""
+    # Threads that wait by spinning cost several times the work itself as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     requested = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     try:
         build_app(requested)()
