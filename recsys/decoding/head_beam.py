@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from recsys.decoding.head_weights import HeadWeights, cell, given_table
 from recsys.decoding.ragged import best, ranges, segment_log_sum_exp
@@ -38,15 +39,15 @@ class _Level(NamedTuple):
         opened: (n_d,) whether a node is open.
         hidden: (H, T) output weight of the hidden state.
         state: (H, T) output weight of the beam's state.
-        state_rows: (T, H) the same, transposed in memory.
-        bias: (T,) or None.
+        state_rows: (T, H) the same for rows to be gathered.
+        bias: (1, T) or None.
     """
 
     start: Ints
     codes: Ints
     opened: Bools
-    hidden: Floats
-    state: Floats
+    hidden: torch.Tensor
+    state: torch.Tensor
     state_rows: Floats
     bias: Floats | None
 
@@ -55,7 +56,7 @@ class _Move(NamedTuple):
     """Transition between two levels: (T, G) `given_table`, (H, G) state weight."""
 
     given: Floats
-    recurrent: Floats
+    recurrent: torch.Tensor
 
 
 class HeadBeam:
@@ -85,7 +86,7 @@ class HeadBeam:
             for level, leaves in enumerate(_leaves_below(trie))
         ]
         self._moves = [
-            _Move(given_table(weights, level), np.ascontiguousarray(weight.T))
+            _Move(given_table(weights, level), torch.from_numpy(np.ascontiguousarray(weight.T)))
             for level, weight in enumerate(weights.state_weight)
         ]
 
@@ -111,7 +112,7 @@ class HeadBeam:
             degree = layer.start.take(nodes + 1) - first
             child = ranges(first, degree)  # (C,) ascending
             codes = layer.codes.take(child)
-            totals = self._totals(layer, hidden[level + 1], state, scores, codes, degree, opened)
+            totals = self._totals(layer, hidden[level + 1 : level + 2], state, scores, codes, degree, opened)
             _hide(totals, child, level, mask)
             chosen = best(totals, min(width, leaves) if level == last else width)
             nodes, scores = child.take(chosen), totals.take(chosen)
@@ -150,7 +151,7 @@ class HeadBeam:
     ) -> Floats:
         """`_totals` of open beams, which all have a state."""
         count, size = len(state), layer.state.shape[1]
-        shared = hidden @ layer.hidden  # (T,) what all beams have in common
+        shared = _product(hidden, layer.hidden)  # (1, T) what all beams have in common
         if layer.bias is not None:
             shared += layer.bias
         values: Floats
@@ -160,7 +161,7 @@ class HeadBeam:
             values += shared.take(codes)
             norm = segment_log_sum_exp(values, degree)
         else:
-            dense = state @ layer.state  # (M', T)
+            dense = _product(state, layer.state)  # (M', T)
             dense += shared
             at = np.repeat(np.arange(0, count * size, size), degree)
             at += codes
@@ -178,10 +179,11 @@ class HeadBeam:
             return state.take(row, axis=0)
         move = self._moves[level]
         own = state.take(row, axis=0)
+        recurrent: Floats
         if len(row) > len(state):  # one product per parent, not one per child
-            recurrent = (state @ move.recurrent).take(row, axis=0)
+            recurrent = _product(state, move.recurrent).take(row, axis=0)
         else:
-            recurrent = own @ move.recurrent
+            recurrent = _product(own, move.recurrent)
         return cell(self._weights, level, move.given.take(codes, axis=0), recurrent, own)
 
 
@@ -194,11 +196,17 @@ def _lay_out(weights: HeadWeights, trie: SidTrie, level: int, opened: Bools) -> 
         trie.child_start[level],
         trie.node_code[level].astype(np.int64),
         opened,
-        np.ascontiguousarray(hidden.T),
-        np.ascontiguousarray(state.T),
+        torch.from_numpy(np.ascontiguousarray(hidden.T)),
+        torch.from_numpy(np.ascontiguousarray(state.T)),
         np.ascontiguousarray(state),
-        None if weights.output_bias is None else weights.output_bias[level],
+        None if weights.output_bias is None else weights.output_bias[level][None],
     )
+
+
+def _product(left: Floats, right: torch.Tensor) -> Floats:
+    """Matrix product by torch: NumPy's BLAS has a thread pool of its own, which fights torch's for the cores."""
+    result: Floats = torch.mm(torch.from_numpy(left), right).numpy()
+    return result
 
 
 def _hide(totals: Floats, child: Ints, level: int, mask: RequestMask) -> None:

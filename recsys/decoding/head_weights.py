@@ -157,17 +157,11 @@ def cell(
         recurrent += given
         np.tanh(recurrent, out=recurrent)
         return recurrent
+    # torch fuses what NumPy would do in ten passes over the gates
     width = state.shape[1]
-    gates = given[:, : 2 * width] + recurrent[:, : 2 * width]
-    # the logistic function by tanh, which NumPy computes in SIMD and without overflow
-    gates *= gates.dtype.type(0.5)
-    np.tanh(gates, out=gates)
-    gates += 1
-    gates *= gates.dtype.type(0.5)
-    fresh = recurrent[:, 2 * width :]
-    fresh += weights.state_bias[level][2 * width :]
-    fresh *= gates[:, :width]
-    fresh += given[:, 2 * width :]
-    np.tanh(fresh, out=fresh)
-    following: npt.NDArray[np.floating] = fresh + gates[:, width:] * (state - fresh)
+    added, moved = torch.from_numpy(given), torch.from_numpy(recurrent)
+    gates = (added[:, : 2 * width] + moved[:, : 2 * width]).sigmoid_()
+    inner = moved[:, 2 * width :].add_(torch.from_numpy(weights.state_bias[level][2 * width :]))
+    fresh = torch.addcmul(added[:, 2 * width :], gates[:, :width], inner).tanh_()
+    following: npt.NDArray[np.floating] = torch.lerp(fresh, torch.from_numpy(state), gates[:, width:]).numpy()
     return following
