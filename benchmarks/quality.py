@@ -221,13 +221,15 @@ class Quality:
     def _arm(self, dataset: str, method: str, seed: int, prepared: Path, inputs: str) -> ArmResult:
         chosen = self.settings.methods[method]
         stable = json.dumps(chosen.settings, sort_keys=True)
-        key = sha256_parts([ARM_FORMAT, chosen.kind, stable, str(seed), inputs])[:16]
+        cases = self.settings.cases
+        key = sha256_parts([ARM_FORMAT, chosen.kind, stable, str(seed), str(cases), inputs])[:16]
         folder = self.work / "arms" / dataset / f"{method}-{seed}-{key}"
         if not (folder / "result.json").exists():
             training = json.dumps(chosen.settings.get("train", {}), sort_keys=True)
             run = self.work / "runs" / sha256_parts([chosen.kind, training, str(seed), inputs])[:16]
             request: dict[str, Any] = {
                 "work": str(prepared.resolve()),
+                "cases": cases,
                 "kind": chosen.kind,
                 "settings": chosen.settings,
                 "seed": seed,

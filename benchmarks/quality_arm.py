@@ -1,6 +1,7 @@
 """One arm in a process of its own, so that its CPU time is its own: `python -m benchmarks.quality_arm ARM`.
 
-ARM holds request.json (work, kind, settings, seed, run); answers.json and ranks and lists as .npy files come beside it.
+ARM holds request.json (work, cases, kind, settings, seed, run); ranks and lists as .npy files come beside it, and
+answers.json last.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality_arms import ARMS
+from benchmarks.quality_arms import ARMS, Cases
 from recsys.datasets.prepared import PreparedData
 from recsys.storage import read_json, write_json_atomically
 
@@ -19,7 +20,9 @@ def main(arm: Path) -> None:
     """Read the request, fit, answer, write; answers.json last."""
     request = read_json(arm / "request.json")
     data = PreparedData.load(Path(request["work"]))
-    answers = ARMS[request["kind"]](data, request["settings"], seed=request["seed"], out=Path(request["run"]))
+    cases = Cases.of(data, request["cases"])
+    arm_of_kind = ARMS[request["kind"]]
+    answers = arm_of_kind(data, cases, request["settings"], seed=request["seed"], out=Path(request["run"]))
     for view, answered in answers.views.items():
         np.save(arm / f"ranks_{view}.npy", answered.ranks)
         np.save(arm / f"lists_{view}.npy", answered.lists)

@@ -1,6 +1,6 @@
 """The arms of the quality benchmark: fit on the training part, choose on validation, answer the test cases.
 
-An arm is a function (data, settings, seed, out) -> Answers. `out` is a folder of the arm's own training run.
+An arm is a function (data, cases, settings, seed, out) -> Answers. `out` is the folder of the arm's training run.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
 
 from recsys.baselines.ease import EaseSettings
 from recsys.baselines.item_cf import ItemCFSettings
@@ -17,8 +19,10 @@ from recsys.errors import ConfigError
 from recsys.evaluation.answers import TOP, VIEWS, Answered, answer_by_decoder, answer_by_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from benchmarks.quality_settings import Kind
     from recsys.baselines.scorer import Scorer
@@ -41,21 +45,45 @@ class Answers:
     carried_cpu_seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Test cases.
+
+    Attributes:
+        histories: N arrays of items, oldest first.
+        targets: (N,) items.
+    """
+
+    histories: list[npt.NDArray[np.int32]]
+    targets: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, data: PreparedData, limit: int | None) -> Cases:
+        """The test part, or `limit` cases spread evenly over it."""
+        _, histories, targets = data.sequences.targets("test")
+        if limit is None or limit >= len(targets):
+            return cls(histories, targets)
+        rows = np.linspace(0, len(targets) - 1, limit).astype(np.int64)
+        return cls([histories[row] for row in rows], targets[rows])
+
+
 class Arm(Protocol):
     """A method of the table."""
 
-    def __call__(self, data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+    def __call__(
+        self, data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path
+    ) -> Answers:
         """Fit and answer."""
 
 
-def popularity(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def popularity(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
     """Training counts; takes no settings."""
     del seed, out
     _only(settings)
-    return _scored(Popularity.fit(data), data, {})
+    return _scored(Popularity.fit(data), cases, {})
 
 
-def item_cf(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def item_cf(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
     """Settings: `shrinks` and `decays`, the grid."""
     del seed, out
     _only(settings, "shrinks", "decays")
@@ -64,10 +92,10 @@ def item_cf(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: 
         data, settings.get("shrinks", [defaults.shrink]), settings.get("decays", [defaults.decay])
     )
     chosen = {"shrink": model.settings.shrink, "decay": model.settings.decay, "valid.ndcg@10": valid}
-    return _scored(model, data, chosen)
+    return _scored(model, cases, chosen)
 
 
-def ease(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def ease(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
     """Settings: `regularisations` and `decays`, the grid."""
     del seed, out
     _only(settings, "regularisations", "decays")
@@ -78,20 +106,20 @@ def ease(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Pat
         settings.get("decays", [defaults.decay]),
     )
     chosen = {"regularisation": model.settings.regularisation, "decay": model.settings.decay, "valid.ndcg@10": valid}
-    return _scored(model, data, chosen | {"items_in_model": len(model.kept)})
+    return _scored(model, cases, chosen | {"items_in_model": len(model.kept)})
 
 
-def sasrec(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def sasrec(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
     """Settings: those of `SasRecSettings`."""
     from recsys.baselines.sasrec import SasRec, SasRecSettings  # with it comes torch, which the others do without
 
     del out
     _only(settings, *SasRecSettings.__dataclass_fields__)
     model = SasRec.fit(data, SasRecSettings(**settings), seed=seed)
-    return _scored(model, data, {"steps": model.steps, "valid.ndcg@10": model.valid_ndcg})
+    return _scored(model, cases, {"steps": model.steps, "valid.ndcg@10": model.valid_ndcg})
 
 
-def recommender(data: PreparedData, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
     """Settings: `train` (of `training.recommender.TrainSettings`), `decoder` and `beam`."""
     from training.recommender.settings import TrainSettings
     from training.recommender.trainer import train
@@ -103,9 +131,8 @@ def recommender(data: PreparedData, settings: Mapping[str, Any], *, seed: int, o
     carried = max(manifest["cpu_seconds"] - (time.process_time() - before), 0.0)
     decoder = _decoder(data, train_settings, out, settings.get("decoder"))
     before = time.process_time()
-    _, histories, targets = data.sequences.targets("test")
     beam = settings.get("beam", TOP)
-    views = {view: answer_by_decoder(decoder, histories, targets, beam=beam, view=view) for view in VIEWS}
+    views = {view: answer_by_decoder(decoder, cases.histories, cases.targets, beam=beam, view=view) for view in VIEWS}
     details = {
         "steps": manifest["steps"],
         "best_step": manifest["best_step"],
@@ -117,7 +144,7 @@ def recommender(data: PreparedData, settings: Mapping[str, Any], *, seed: int, o
     return Answers(views, details, carried)
 
 
-ARMS: Final[dict[Kind, Callable[..., Answers]]] = {
+ARMS: Final[dict[Kind, Arm]] = {
     "popularity": popularity,
     "itemcf": item_cf,
     "ease": ease,
@@ -132,9 +159,8 @@ def _only(settings: Mapping[str, Any], *allowed: str) -> None:
             raise ConfigError("unknown setting of a method", field=name, value=value, remedy=f"one of {allowed}")
 
 
-def _scored(scorer: Scorer, data: PreparedData, details: dict[str, Any]) -> Answers:
-    _, histories, targets = data.sequences.targets("test")
-    return Answers(answer_by_scores(scorer, histories, targets), details)
+def _scored(scorer: Scorer, cases: Cases, details: dict[str, Any]) -> Answers:
+    return Answers(answer_by_scores(scorer, cases.histories, cases.targets), details)
 
 
 def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None) -> Decoder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks.figures import Figure
+from benchmarks.quality_arms import Cases
 from recsys.evaluation.answers import VIEWS
 from recsys.evaluation.intervals import Interval, draw_users, intervals, paired_intervals
 from recsys.evaluation.lists import GROUPS, coverage, gini, invalid_rate, mean_popularity, popularity_groups
@@ -64,20 +65,19 @@ def dataset_figures(
         preparation_seconds: CPU seconds of import and offline jobs, shared by all methods.
     """
     rng = np.random.default_rng(_SEED)
-    _, histories, targets = data.sequences.targets("test")
-    cases = len(targets)
+    cases = Cases.of(data, settings.cases)
     minutes = preparation_seconds / 60
     figures = [
         Figure(f"quality.{dataset}.preparation.cpu_minutes", minutes, "minutes", note="import, Spark, text, SIDs")
     ]
-    if not cases:
+    if not len(cases.targets):
         return figures
-    users = draw_users(cases, rng=rng, replicates=settings.replicates)
-    groups = popularity_groups(data.train_counts)[targets]
+    users = draw_users(len(cases.targets), rng=rng, replicates=settings.replicates)
+    groups = popularity_groups(data.train_counts)[cases.targets]
     for method, arms in results.items():
         for view in VIEWS:
             name = f"quality.{dataset}.{method}.{view}"
-            mask = histories if view == "masked" else None
+            mask = cases.histories if view == "masked" else None
             ranks = np.stack([arm.views[view].ranks for arm in arms])  # (S, N)
             figures += _accuracy(name, ranks, users, rng)
             figures += _by_group(name, ranks, groups, users, rng)

@@ -63,6 +63,7 @@ class QualitySettings(_Strict):
     Attributes:
         seeds: of every method that has chance in it.
         replicates: of the bootstrap.
+        cases: at most so many test users, spread evenly; absent = all.
         datasets: by name.
         methods: by name, in the order of the tables.
         default_methods: measured unless others are named.
@@ -70,6 +71,7 @@ class QualitySettings(_Strict):
 
     seeds: Annotated[list[int], Field(min_length=1)]
     replicates: int = Field(1000, ge=1)
+    cases: int | None = Field(None, ge=1)
     datasets: dict[str, DatasetSettings]
     methods: dict[str, MethodSettings]
     default_methods: list[str]
