@@ -86,7 +86,8 @@ def _judge(events: DataFrame, known: DataFrame) -> DataFrame:
         .when(F.row_number().over(first) > 1, F.lit(_DUPLICATE))
         .otherwise(F.lit(None))
     )
-    return flagged.withColumn("reason", reason).drop("known")
+    others = [name for name in events.columns if name not in EVENTS.names]
+    return flagged.select(*EVENTS.names, *others, reason.alias("reason"))
 
 
 def _directories_done(context: JobContext) -> int:
@@ -113,12 +114,12 @@ def _append(context: JobContext, tables: Tables, done: int) -> bool:
     try:
         if judged.where("kept AND reason IS NOT NULL").limit(1).count():
             return False
-        judged = judged.where("NOT kept").drop("kept")
-        append_rows(context, judged.where("reason IS NULL").drop("reason").select(*columns))
+        new = judged.where("NOT kept").drop("kept")
+        append_rows(context, new.where("reason IS NULL").drop("reason"))
         still = rejected.where(F.col("reason") != _UNKNOWN).unionByName(
             rejected.where(F.col("reason") == _UNKNOWN).join(known, "item_id", "left_anti")
         )
-        context.write(still.unionByName(judged.where("reason IS NOT NULL")), "rejected")
+        context.write(still.unionByName(new.where("reason IS NOT NULL")), "rejected")
     finally:
         judged.unpersist()
     return True
