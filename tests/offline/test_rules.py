@@ -1,0 +1,177 @@
+"""Single jobs: the core, the splits, what is refused, and checksums."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from offline.checksum import rows_checksum
+from offline.job import JobManifest, run_job
+from offline.pipeline import plan, run_pipeline
+from offline.session import LazySession
+from offline.settings import OfflineSettings
+from offline.tables import Tables
+from recsys.datasets.prepared import read_job
+from recsys.errors import ConfigError, DataError
+from recsys.records import EVENTS, POSITIVE_ACTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+    from tests.offline.conftest import RandomLog, Row, WriteTables
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning"),
+]
+CLICK: Row = {"event_id": "e", "user_id": "u", "item_id": "a", "time": 1, "seq": 0, "action": "click"}
+
+
+def run_until(tables: Path, work: Path, settings: OfflineSettings, spark: SparkSession, last: str) -> JobManifest:
+    """Run the jobs up to one of them."""
+    jobs = plan(Tables.open([tables]), work, settings, "build")
+    names = [job.name for job in jobs]
+    with LazySession("", session=spark) as lazy:
+        return [run_job(job, work, lazy) for job in jobs[: names.index(last) + 1]][-1]
+
+
+def core_oracle(rows: Sequence[Row], least: int) -> set[str]:
+    kept, before = list(rows), -1
+    while len(kept) != before:
+        before = len(kept)
+        for name in ("user_id", "item_id"):
+            counts = Counter(row[name] for row in kept)
+            kept = [row for row in kept if counts[row[name]] >= least]
+    return {row["event_id"] for row in kept}
+
+
+def test_the_core_is_the_fixpoint(
+    tmp_path: Path, random_log: RandomLog, write_tables: WriteTables, spark: SparkSession
+) -> None:
+    items, events = random_log(5, users=60, items=40, events=300)
+    settings = OfflineSettings.parse({"core": {"min_user_events": 4, "min_item_events": 4}})
+    manifest = run_until(
+        write_tables(tmp_path / "tables", items, events), tmp_path / "work", settings, spark, "catalog"
+    )
+    clean = read_job(tmp_path / "work", "clean").to_pylist()
+    expected = core_oracle([row for row in clean if row["action"] in POSITIVE_ACTIONS], 4)
+    core = read_job(tmp_path / "work", "core")
+    assert 0 < len(expected) < len(clean)
+    assert set(core["event_id"].to_pylist()) == expected
+    assert manifest.counts["written"] == len(set(core["item_id"].to_pylist()))
+
+
+@pytest.mark.parametrize(
+    ("split", "oracle_cuts"),
+    [({}, None), ({"quantiles": [0.5, 0.6]}, None), ({"cut_times": [500_000_000_000, 900_000_000_000]}, (5e11, 9e11))],
+)
+def test_a_split_by_time_equals_the_reference(
+    split: dict[str, Any],
+    oracle_cuts: tuple[float, float] | None,
+    tmp_path: Path,
+    random_log: RandomLog,
+    write_tables: WriteTables,
+    spark: SparkSession,
+) -> None:
+    tables = write_tables(tmp_path / "tables", *random_log(6, users=30, items=20, events=200))
+    settings = OfflineSettings.parse({"split": {"strategy": "global_time"} | split})
+    counts = run_until(tables, tmp_path / "work", settings, spark, "splits").counts
+    sequences = {row["user_id"]: row["times"] for row in read_job(tmp_path / "work", "sequences").to_pylist()}
+    times = np.sort(np.concatenate(list(sequences.values())))
+    ranks = [int(quantile * len(times)) for quantile in settings.split.quantiles]
+    first, second = oracle_cuts or times[ranks]
+    assert (counts["first_cut"], counts["second_cut"]) == (first, second)
+    for row in read_job(tmp_path / "work", "splits").to_pylist():
+        user_times = np.array(sequences[row["user_id"]])
+        starts = np.searchsorted(user_times, [first, second], side="left").tolist()
+        validation = [at for at in starts[:1] if at >= 1 and (user_times[at : at + 1] < second).any()]
+        test = [at for at in starts[1:] if 1 <= at < len(user_times)]
+        assert row["train_end"] == starts[0]
+        assert row["valid_index"] == (validation or [-1])[0]
+        assert row["test_index"] == (test or [-1])[0]
+
+
+def test_latest_trains_on_all_but_the_last(
+    tmp_path: Path, random_log: RandomLog, write_tables: WriteTables, spark: SparkSession
+) -> None:
+    tables = write_tables(tmp_path / "tables", *random_log(7, users=60, items=20, events=100))
+    settings = OfflineSettings.parse({"split": {"strategy": "latest"}})
+    run_until(tables, tmp_path / "work", settings, spark, "splits")
+    lengths = {row["user_id"]: len(row["items"]) for row in read_job(tmp_path / "work", "sequences").to_pylist()}
+    rows = read_job(tmp_path / "work", "splits").to_pylist()
+    assert 1 in lengths.values()
+    assert [row["train_end"] for row in rows] == [max(1, lengths[row["user_id"]] - 1) for row in rows]
+    assert [row["valid_index"] for row in rows] == [[-1, n - 1][n > 1] for n in (lengths[r["user_id"]] for r in rows)]
+    assert {row["test_index"] for row in rows} == {-1}
+
+
+@pytest.mark.parametrize("events", [[], [CLICK | {"action": "impression"}], [CLICK | {"item_id": "unheard of"}]])
+def test_a_log_without_positive_events_is_refused(
+    events: list[Row], tmp_path: Path, write_tables: WriteTables, spark: SparkSession, quick: OfflineSettings
+) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], events)
+    with pytest.raises(DataError, match="no positive events"):
+        run_pipeline(tables, tmp_path / "work", quick, session=spark)
+    assert not list((tmp_path / "work").glob(".staged-*"))
+
+
+def test_a_source_without_times_refuses_a_split_by_time(tmp_path: Path, write_tables: WriteTables) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK], time_is_order=True)
+    settings = OfflineSettings.parse({"split": {"strategy": "global_time"}})
+    with pytest.raises(ConfigError, match="leave_one_out"):
+        run_pipeline(tables, tmp_path / "work", settings)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (EVENTS.remove(EVENTS.get_field_index("seq")), "absent"),
+        (EVENTS.set(EVENTS.get_field_index("seq"), pa.field("seq", pa.string())), "string"),
+    ],
+)
+def test_a_missing_or_mistyped_column_is_named(
+    schema: pa.Schema, value: str, tmp_path: Path, write_tables: WriteTables
+) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [])
+    pq.write_table(pa.Table.from_pylist([], schema=schema), tables / "events" / "part-0.parquet")
+    with pytest.raises(DataError, match="column seq") as caught:
+        run_pipeline(tables, tmp_path / "work", OfflineSettings())
+    assert (caught.value.field, caught.value.value) == ("seq", value)
+
+
+def test_a_directory_without_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="windfire import"):
+        run_pipeline(tmp_path, tmp_path / "work", OfflineSettings())
+
+
+BASE_ROWS = [("a", ["x", "y"], {"k": "v"}), (None, ["z"], {}), ("a", ["x", "y"], {"k": "v"})]
+SCHEMA = "name string, words array<string>, more map<string, string>"
+
+
+def test_a_checksum_does_not_depend_on_order_or_partitions(spark: SparkSession) -> None:
+    one = rows_checksum(spark.createDataFrame(BASE_ROWS, SCHEMA).repartition(1))
+    other = rows_checksum(spark.createDataFrame(BASE_ROWS[::-1], SCHEMA).select("more", "name", "words").repartition(3))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        BASE_ROWS[:2],
+        [*BASE_ROWS[:2], BASE_ROWS[1]],
+        [("", ["x", "y"], {"k": "v"}), *BASE_ROWS[1:]],
+        [("a", ["x"], {"k": "v"}), *BASE_ROWS[1:]],
+        [("a", ["x", "y"], {"k": "w"}), *BASE_ROWS[1:]],
+        [("a", ["x", "y"], None), *BASE_ROWS[1:]],
+    ],
+)
+def test_a_checksum_sees_every_change(rows: list[tuple[Any, ...]], spark: SparkSession) -> None:
+    assert rows_checksum(spark.createDataFrame(rows, SCHEMA)) != rows_checksum(spark.createDataFrame(BASE_ROWS, SCHEMA))
