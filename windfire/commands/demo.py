@@ -120,11 +120,12 @@ def serve(demo: Demo, port: int, *, once: bool, console: Console) -> None:
         console.print(f"try it: {base}/docs   metrics: {base}/metrics   log: {demo.home / 'server.log'}")
         console.print("serving until Ctrl-C")
         try:
-            server.wait()
+            status = server.wait()
         except KeyboardInterrupt:
-            console.print("stopping")
-            return
-    raise UnavailableError("the server ended", remedy=f"see {demo.home / 'server.log'}")
+            status = 0
+    if status not in (0, -signal.SIGINT, -signal.SIGTERM):
+        raise UnavailableError(f"the server ended with status {status}", remedy=f"see {demo.home / 'server.log'}")
+    console.print("stopped")
 
 
 def show_answer(answer: Answer, bundle: Bundle, console: Console) -> None:
