@@ -37,7 +37,7 @@ def test_items_seen_together_lie_close() -> None:
     groups = [rng.permutation(5) + 5 * (u % 4) for u in range(200)]
     offsets, items = flatten([group.tolist() for group in groups])
     vectors = collaborative_vectors(
-        count_pairs(offsets, items, window=3, num_items=21), num_items=21, dimension=8, seed=0
+        count_pairs(offsets, items, window=3, num_items=21), num_items=21, dimension=4, seed=0
     )
     cosine = vectors @ vectors.T
     assert cosine[0, 4] > 0.9
