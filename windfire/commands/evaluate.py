@@ -48,7 +48,7 @@ def command(
     store = Registry(registry)
     bundle = store.open_current() if version is None else store.open(version)
     chosen = load_decoder(bundle, None if decoder == "auto" else decoder)
-    figures = evaluate_bundle(bundle, chosen, PreparedData.load(data), part=part, beam=beam)
+    figures = evaluate_bundle(bundle, chosen, PreparedData.load(data), part=part.value, beam=beam)
     settings = {"bundle": bundle.manifest.version, "decoder": chosen.name, "part": part.value, "beam": beam}
     if as_json:
         command_line = shlex.join(["windfire", *sys.argv[1:]])
