@@ -21,7 +21,7 @@ import yaml
 from benchmarks.figures import ROOT, Figure, Report, environment, now
 from benchmarks.measure import CommandError, run_measured
 from benchmarks.quality_figures import ArmResult, advice, dataset_figures
-from benchmarks.quality_settings import DatasetSettings
+from benchmarks.quality_settings import merged
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.evaluation.answers import VIEWS, Answered
@@ -30,7 +30,7 @@ from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atom
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.quality_settings import QualitySettings
+    from benchmarks.quality_settings import DatasetSettings, QualitySettings
 
 ARM_FORMAT: Final = "windfire.quality_arm/1"
 OWN: Final = "own"
@@ -99,7 +99,8 @@ def bench_own_log(
         methods: names; none = the default ones that do not need the token shape.
         say: told in one line what was done.
     """
-    own = DatasetSettings(source=tables.name, offline={"split": {"strategy": split}})
+    offline = merged(settings.own.offline, {"split": {"strategy": split}})
+    own = settings.own.model_copy(update={"source": tables.resolve().name, "offline": offline})
     settings = settings.model_copy(update={"datasets": {OWN: own}})
     wanted = methods or [name for name in settings.default_methods if not name.startswith("token_")]
     quality = Quality(settings, work, tables.resolve().parent, say)

@@ -65,6 +65,7 @@ class QualitySettings(_Strict):
         replicates: of the bootstrap.
         cases: at most so many test users, spread evenly; absent = all.
         datasets: by name.
+        own: how an own log is prepared.
         methods: by name, in the order of the tables.
         default_methods: measured unless others are named.
     """
@@ -73,6 +74,7 @@ class QualitySettings(_Strict):
     replicates: int = Field(1000, ge=1)
     cases: int | None = Field(None, ge=1)
     datasets: dict[str, DatasetSettings]
+    own: DatasetSettings = DatasetSettings()
     methods: dict[str, MethodSettings]
     default_methods: list[str]
 

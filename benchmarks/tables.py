@@ -17,10 +17,8 @@ from benchmarks.figures import FIGURES, ROOT, Figure, Report
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from benchmarks.quality_settings import QualitySettings
 
 _MARKED: Final = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _ABSENT: Final = "-"
@@ -136,11 +134,11 @@ _QUALITY: Final[dict[str, Callable[[str, Named, Mapping[str, Any]], Table]]] = {
 }
 
 
-def quality_overview(figures: Iterable[Figure], settings: QualitySettings) -> list[RichTable]:
+def quality_overview(report: Report) -> list[RichTable]:
     """The tables that a terminal shows after `windfire bench quality`."""
-    named = {figure.name: figure for figure in figures}
-    methods = settings.model_dump()["methods"]
-    tables = [build(dataset, named, methods) for dataset in settings.datasets for build in _QUALITY.values()]
+    named = {figure.name: figure for figure in report.figures}
+    methods, datasets = report.settings["methods"], report.settings["datasets"]
+    tables = [build(dataset, named, methods) for dataset in datasets for build in _QUALITY.values()]
     return [table.rich() for table in tables if table.rows]
 
 

@@ -58,7 +58,7 @@ def quality(
         )
     if json is not None:
         outcome.report.save(json)
-    for text in quality_overview(outcome.report.figures, settings):
+    for text in quality_overview(outcome.report):
         console.print(text)
     if outcome.advice:
         console.print(outcome.advice, markup=False)
