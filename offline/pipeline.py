@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TokenizerMode = Literal["build", "extend"]
 _BRIEF_EVENTS = 2_000_000
+_SCRATCH = ".spark"
 JOBS = (
     "clean",
     "core",
@@ -79,7 +81,10 @@ def run_pipeline(
     opened = Tables.open([Path(tables).resolve(), *(Path(path).resolve() for path in increments)])
     work = Path(work).resolve()
     brief = is_local(master) and opened.rows("events") < _BRIEF_EVENTS
-    with exclusive(work), LazySession(master, config=spark, session=session, brief=brief) as lazy:
+    scratch = work / _SCRATCH
+    lazy = LazySession(master, config=spark, session=session, brief=brief, scratch=scratch)
+    with exclusive(work), lazy:
+        shutil.rmtree(scratch, ignore_errors=True)  # a killed run leaves its shuffle files behind
         manifests: list[JobManifest] = []
         for job in plan(opened, work, settings, tokenizer):
             if on_start is not None:
