@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 TokenizerMode = Literal["build", "extend"]
 _BRIEF_EVENTS = 2_000_000
-_SCRATCH = ".spark"
 JOBS = (
     "clean",
     "core",
@@ -81,10 +79,7 @@ def run_pipeline(
     opened = Tables.open([Path(tables).resolve(), *(Path(path).resolve() for path in increments)])
     work = Path(work).resolve()
     brief = is_local(master) and opened.rows("events") < _BRIEF_EVENTS
-    scratch = work / _SCRATCH
-    lazy = LazySession(master, config=spark, session=session, brief=brief, scratch=scratch)
-    with exclusive(work), lazy:
-        shutil.rmtree(scratch, ignore_errors=True)  # a killed run leaves its shuffle files behind
+    with exclusive(work), LazySession(master, config=spark, session=session, brief=brief) as lazy:
         manifests: list[JobManifest] = []
         for job in plan(opened, work, settings, tokenizer):
             if on_start is not None:

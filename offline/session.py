@@ -156,7 +156,6 @@ def start_session(
         UnavailableError: Java or the master does not answer.
     """
     import pyspark
-    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -175,7 +174,7 @@ def start_session(
     with _environment(environment):
         try:
             return builder.getOrCreate()
-        except (PySparkException, Py4JError) as error:
+        except PySparkException as error:
             raise UnavailableError(
                 "Spark did not start",
                 field="master",
@@ -213,7 +212,6 @@ class LazySession:
         config: Spark settings that overrule `session_config`.
         session: a running session to use instead; it is left running.
         brief: see `session_config`.
-        scratch: directory for shuffle files, made now and removed at the end; a temporary one by default.
     """
 
     def __init__(
@@ -223,10 +221,8 @@ class LazySession:
         config: Mapping[str, str] | None = None,
         session: SparkSession | None = None,
         brief: bool = False,
-        scratch: Path | None = None,
     ) -> None:
         self._master = master
-        self._wanted = scratch
         self._brief = brief
         self._config = dict(config or {})
         self._session = session
@@ -235,9 +231,7 @@ class LazySession:
     def get(self) -> SparkSession:
         """The session, started now if it was not."""
         if self._session is None:
-            if self._wanted is not None:
-                self._wanted.mkdir(parents=True)
-            self._scratch = self._wanted or Path(tempfile.mkdtemp(prefix="windfire-spark-"))
+            self._scratch = Path(tempfile.mkdtemp(prefix="windfire-spark-"))
             self._session = start_session(self._master, self._scratch, self._config, brief=self._brief)
         return self._session
 
