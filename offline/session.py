@@ -95,15 +95,15 @@ def session_config(master: str, scratch: Path, *, brief: bool) -> dict[str, str]
     """
     logging = scratch / "log4j2.properties"
     logging.write_text(_LOGGING)
-    options = f"-Dlog4j2.configurationFile=file:{logging} -Djava.io.tmpdir={scratch}"
-    if brief:
-        options += " -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    quickly = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" if brief else ""
+    options = f"-Dlog4j2.configurationFile=file:{logging} -Djava.io.tmpdir={scratch} {quickly}"
     config = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.warehouse.dir": f"file:{scratch}/warehouse",
         "spark.local.dir": str(scratch),
         "spark.driver.extraJavaOptions": options,
+        "spark.executor.extraJavaOptions": quickly,
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",

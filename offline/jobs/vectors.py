@@ -19,6 +19,7 @@ from offline.job import Outcome
 from recsys.collaborative.cooccurrence import PairCounts
 from recsys.collaborative.vectors import collaborative_vectors
 from recsys.datasets.prepared import read_job
+from recsys.errors import VersionMismatchError
 from recsys.storage import read_json, read_parquet_directory, write_json_atomically
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def build_semantic_ids(context: JobContext, settings: SemanticIdSettings) -> Out
         "tokenizer_version": version,
         "codebook_sizes": list(codebooks.sizes),
         "settings": settings.model_dump(mode="json"),
+        "text": context.manifest("text_embeddings").settings,
     }
     _write_tokenizer(context.output, tokenizer, codebooks)
     _write_assigned(context.output, item_ids, codes)
@@ -81,12 +83,23 @@ def extend_semantic_ids(context: JobContext) -> Outcome:
     """Keep the tokenizer: items keep their codes, new ones take the nearest free last code of their prefix.
 
     A new item is encoded by its text alone, as it is when it is upserted while serving.
+
+    Raises:
+        VersionMismatchError: the text encoder is not the one that the tokenizer was built on.
     """
     from recsys.semantic_ids.fusion import fuse
     from recsys.semantic_ids.residual_kmeans import Codebooks, assign_new
 
     before = context.work / context.job
     tokenizer: dict[str, Any] = read_json(before / _TOKENIZER)
+    encoder = context.manifest("text_embeddings").settings
+    if tokenizer["text"] != encoder:
+        raise VersionMismatchError(
+            "the tokenizer was built on another text encoder",
+            field="text",
+            value=encoder,
+            remedy="go back to the former text settings, or build a new tokenizer",
+        )
     levels = len(tokenizer["codebook_sizes"])
     codebooks = Codebooks(tuple(np.load(before / f"codebook_{level}.npy") for level in range(levels)))
     assigned = read_parquet_directory(before / "assigned").sort_by("item_id")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from offline.job import JobManifest
+from offline.job import JobManifest, run_job
 from offline.pipeline import JOBS, plan, run_pipeline
 from offline.session import LazySession
 from offline.tables import Tables
 from recsys.datasets.prepared import read_job
-from recsys.errors import DataError
+from recsys.errors import DataError, VersionMismatchError
 from recsys.storage import read_json, read_parquet_directory
 
 if TYPE_CHECKING:
@@ -116,6 +117,18 @@ def test_a_tokenizer_must_exist_to_be_extended(
         run_pipeline(tables, tmp_path / "work", quick, tokenizer="extend")
 
 
+def test_a_tokenizer_is_not_extended_with_another_text_encoder(
+    days: Days, tmp_path: Path, spark: SparkSession, quick: OfflineSettings
+) -> None:
+    work = shutil.copytree(days.grown, tmp_path / "work")
+    path = work / "semantic_ids" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"max_tokens": 96', '"max_tokens": 97'))
+    jobs = plan(Tables((), time_is_order=False), work, quick, "extend")
+    job = next(job for job in jobs if job.name == "semantic_ids")
+    with LazySession("", session=spark) as lazy, pytest.raises(VersionMismatchError, match="text encoder"):
+        run_job(replace(job, settings={}), work, lazy)
+
+
 @pytest.mark.parametrize(("time", "kept"), [(5, "new"), (15, "old")])
 def test_the_first_of_an_event_id_wins_across_days(
     time: int, kept: str, tmp_path: Path, write_tables: WriteTables, spark: SparkSession, quick: OfflineSettings
@@ -131,14 +144,7 @@ def test_the_first_of_an_event_id_wins_across_days(
     with LazySession("", session=spark) as lazy:
         for known in (days[:1], days):
             tables = Tables.open(known)
-            run_first(tables, tmp_path / "work", quick, lazy)
+            run_job(plan(tables, tmp_path / "work", quick, "build")[0], tmp_path / "work", lazy)
     assert read_job(tmp_path / "work", "clean")["scene"].to_pylist() == [kept]
     rejected = read_parquet_directory(tmp_path / "work" / "clean" / "rejected")
     assert rejected["reason"].to_pylist() == ["duplicate_event_id"]
-
-
-def run_first(tables: Tables, work: Path, settings: OfflineSettings, lazy: LazySession) -> JobManifest:
-    """Only the job `clean`."""
-    from offline.job import run_job
-
-    return run_job(plan(tables, work, settings, "build")[0], work, lazy)

@@ -16,9 +16,12 @@ from offline.pipeline import plan, run_pipeline
 from offline.session import LazySession
 from offline.settings import OfflineSettings
 from offline.tables import Tables
+from recsys.datasets.importing import import_dataset
 from recsys.datasets.prepared import read_job
 from recsys.errors import ConfigError, DataError
 from recsys.records import EVENTS, POSITIVE_ACTIONS
+from recsys.text.encoder import load_encoder
+from recsys.text.item_text import item_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,6 +114,30 @@ def test_latest_trains_on_all_but_the_last(
     assert [row["train_end"] for row in rows] == [max(1, lengths[row["user_id"]] - 1) for row in rows]
     assert [row["valid_index"] for row in rows] == [[-1, n - 1][n > 1] for n in (lengths[r["user_id"]] for r in rows)]
     assert {row["test_index"] for row in rows} == {-1}
+
+
+def test_workers_run_the_packaged_model_with_the_same_bits_as_the_driver(
+    tmp_path: Path, random_log: RandomLog, write_tables: WriteTables, spark: SparkSession
+) -> None:
+    items, events = random_log(8, users=5, items=12, events=40)
+    tables = write_tables(tmp_path / "tables", items, events)
+    settings = OfflineSettings.parse({"text": {"precision": "float32", "max_tokens": 32}})
+    run_until(tables, tmp_path / "work", settings, spark, "text_embeddings")
+    found = read_job(tmp_path / "work", "text_embeddings").sort_by("item_index")["vector"].to_pylist()
+    ordered = sorted(items, key=lambda row: row["item_id"])
+    texts = [item_text(row["title"], row["category_path"], row["brand"], None) for row in ordered]
+    expected = load_encoder(settings.text.model, max_tokens=32, bfloat16=False).encode(texts)
+    np.testing.assert_array_equal(np.array(found, dtype=np.float32), expected)
+
+
+@pytest.mark.realdata
+def test_beauty_has_its_published_size(
+    real_data: Path, tmp_path: Path, spark: SparkSession, quick: OfflineSettings
+) -> None:
+    import_dataset("amazon2014", real_data / "amazon2014_beauty", tmp_path / "tables")
+    counts = run_until(tmp_path / "tables", tmp_path / "work", quick, spark, "training").counts
+    assert (counts["written"], counts["events"]) == (22_363, 198_502 - 2 * 22_363)
+    assert read_job(tmp_path / "work", "catalog").num_rows == 12_101
 
 
 @pytest.mark.parametrize("events", [[], [CLICK | {"action": "impression"}], [CLICK | {"item_id": "unheard of"}]])
