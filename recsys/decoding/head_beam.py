@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from recsys.decoding.head_weights import HeadWeights, cell, given_table
-from recsys.decoding.ragged import best, ranges, segment_log_sum_exp
+from recsys.decoding.ragged import best, segment_log_sum_exp
+from recsys.decoding.verifier import listing
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from recsys.decoding.eligibility import RequestMask
     from recsys.decoding.trie import SidTrie
+    from recsys.decoding.verifier import Structure, Verifier
 
     Floats = npt.NDArray[np.floating]
     Ints = npt.NDArray[np.int64]
@@ -34,8 +36,7 @@ class _Level(NamedTuple):
     """Trie and output layer between depth d and depth d + 1.
 
     Attributes:
-        start: (n_d + 1,) child ranges.
-        codes: (n_{d+1},) last code of each child.
+        children: of the nodes of depth d.
         opened: (n_d,) whether a node is open.
         hidden: (H, T) output weight of the hidden state.
         state: (H, T) output weight of the beam's state.
@@ -43,8 +44,7 @@ class _Level(NamedTuple):
         bias: (1, T) or None.
     """
 
-    start: Ints
-    codes: Ints
+    children: Verifier
     opened: Bools
     hidden: torch.Tensor
     state: torch.Tensor
@@ -66,12 +66,15 @@ class HeadBeam:
         weights: the head.
         trie: the prefixes; its children are the normaliser.
         whole_codebook: normalise over all codes of a level instead, and use the trie as a mask only (an ablation).
+        structure: that holds the children; the answers are the same.
 
     Raises:
         DataError: the head's codebooks and the trie's differ.
     """
 
-    def __init__(self, weights: HeadWeights, trie: SidTrie, *, whole_codebook: bool = False) -> None:
+    def __init__(
+        self, weights: HeadWeights, trie: SidTrie, *, whole_codebook: bool = False, structure: Structure = "csr"
+    ) -> None:
         if weights.sizes != trie.sizes:
             raise DataError(
                 f"the head has codebooks {weights.sizes}, the trie {trie.sizes}",
@@ -81,9 +84,10 @@ class HeadBeam:
             )
         self._weights = weights
         self._whole_codebook = whole_codebook
+        below, children = _leaves_below(trie), listing(trie, structure)
         self._levels = [
-            _lay_out(weights, trie, level, leaves > (0 if whole_codebook else 1))
-            for level, leaves in enumerate(_leaves_below(trie))
+            _lay_out(weights, level, children[level], below[level] > (0 if whole_codebook else 1))
+            for level in range(trie.levels)
         ]
         self._moves = [
             _Move(given_table(weights, level), torch.from_numpy(np.ascontiguousarray(weight.T)))
@@ -108,10 +112,7 @@ class HeadBeam:
         state = hidden[:1] if opened[0] else hidden[:0]  # (M', H), M' = opened.sum()
         last = len(self._levels) - 1
         for level, layer in enumerate(self._levels):
-            first = layer.start.take(nodes)
-            degree = layer.start.take(nodes + 1) - first
-            child = ranges(first, degree)  # (C,) ascending
-            codes = layer.codes.take(child)
+            degree, child, codes = layer.children.rows(nodes)  # (M,), (C,) ascending, (C,)
             totals = self._totals(layer, hidden[level + 1 : level + 2], state, scores, codes, degree, opened)
             _hide(totals, child, level, mask)
             chosen = best(totals, min(width, leaves) if level == last else width)
@@ -187,14 +188,13 @@ class HeadBeam:
         return cell(self._weights, level, move.given.take(codes, axis=0), recurrent, own)
 
 
-def _lay_out(weights: HeadWeights, trie: SidTrie, level: int, opened: Bools) -> _Level:
+def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools) -> _Level:
     output = weights.output[level]
     width = output.shape[1] // (2 if weights.fusion == "concat" else 1)
     # W (h + s) is W' [h ; s] where W' has the columns of W twice
     hidden, state = output[:, :width], output[:, -width:]
     return _Level(
-        trie.child_start[level],
-        trie.node_code[level].astype(np.int64),
+        children,
         opened,
         torch.from_numpy(np.ascontiguousarray(hidden.T)),
         torch.from_numpy(np.ascontiguousarray(state.T)),

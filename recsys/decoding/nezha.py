@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from recsys.decoding.eligibility import Eligibility, RequestMask
     from recsys.decoding.trie import SidTrie
+    from recsys.decoding.verifier import Structure
     from recsys.models.config import RecommenderConfig
     from recsys.models.head import DraftHead
 
@@ -71,6 +72,7 @@ class NezhaDecoder:
         *,
         prior: npt.NDArray[np.number] | None = None,
         batched: bool | None = None,
+        structure: Structure = "csr",
     ) -> None:
         self._model = model
         self._device = next(model.head.parameters()).device
@@ -79,7 +81,7 @@ class NezhaDecoder:
         self._buckets = Buckets(trie, prior)
         self._index = EligibilityIndex(trie)
         whole = model.config.whole_codebook
-        self._numpy = HeadBeam(HeadWeights.of(model.head), trie, whole_codebook=whole)
+        self._numpy = HeadBeam(HeadWeights.of(model.head), trie, whole_codebook=whole, structure=structure)
         in_torch = self._device.type != "cpu" if batched is None else batched
         self._padded = PaddedTrie(trie, self._device, whole_codebook=whole) if in_torch else None
 
