@@ -28,6 +28,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/windfire bench quality --json docs/figures/quality.json
+	$(BIN)/windfire bench decoding --json docs/figures/decoding.json
 
 tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables

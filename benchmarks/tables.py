@@ -142,6 +142,11 @@ def quality_overview(report: Report) -> list[RichTable]:
     return [table.rich() for table in tables if table.rows]
 
 
+def decoding_overview(report: Report) -> RichTable:
+    """The table that a terminal shows after `windfire bench decoding`."""
+    return decoding_table({figure.name: figure for figure in report.figures}).rich()
+
+
 def render(name: str, folder: Path = FIGURES) -> str:
     """The Markdown of one table.
 

@@ -40,6 +40,7 @@ def load_decoder(bundle: Bundle, name: str | None = None) -> Decoder:
     """
     features = ItemFeatures(bundle.codes, bundle.text, bundle.collaborative, bundle.train_counts)
     model = load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)
+    model.freeze()
     return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name)
 
 

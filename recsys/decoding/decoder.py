@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from recsys.errors import DataError, InputError
@@ -12,7 +14,6 @@ from recsys.errors import DataError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
@@ -94,9 +95,13 @@ def check_request(k: int, beam: int) -> None:
             raise InputError(f"{field} must be at least 1", field=field, value=value, remedy=f"pass {field} >= 1")
 
 
-def check_finite(hidden: Tensor) -> None:
+def check_finite(hidden: Tensor | npt.NDArray[np.floating]) -> None:
     """Raise `DataError` where a model's states hold NaN or infinity; a ranking by such states would mean nothing."""
-    if not torch.isfinite(hidden).all():
+    # a sum is one pass; only where it is not finite itself (it may overflow) every number is looked at
+    if math.isfinite(float(hidden.sum())):
+        return
+    finite = torch.isfinite(hidden) if isinstance(hidden, torch.Tensor) else np.isfinite(hidden)
+    if not finite.all():
         raise DataError(
             "the model's hidden states are not finite",
             field="hidden",

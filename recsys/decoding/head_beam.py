@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from recsys.decoding.head_weights import HeadWeights, cell, given_table
+from recsys.decoding.head_cell import HeadCell, product
 from recsys.decoding.ragged import best, segment_log_sum_exp
 from recsys.decoding.verifier import listing
 from recsys.errors import DataError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.eligibility import RequestMask
+    from recsys.decoding.head_weights import HeadWeights
     from recsys.decoding.trie import SidTrie
     from recsys.decoding.verifier import Structure, Verifier
 
@@ -38,25 +39,18 @@ class _Level(NamedTuple):
     Attributes:
         children: of the nodes of depth d.
         opened: (n_d,) whether a node is open.
-        hidden: (H, T) output weight of the hidden state.
-        state: (H, T) output weight of the beam's state.
+        hidden: (H, T) output weight of the hidden state; None where it is added to the beam's state first.
+        state: (H, T) output weight of the beam's state, or of the sum.
         state_rows: (T, H) the same for rows to be gathered.
         bias: (1, T) or None.
     """
 
     children: Verifier
     opened: Bools
-    hidden: torch.Tensor
+    hidden: torch.Tensor | None
     state: torch.Tensor
     state_rows: Floats
     bias: Floats | None
-
-
-class _Move(NamedTuple):
-    """Transition between two levels: (T, G) `given_table`, (H, G) state weight."""
-
-    given: Floats
-    recurrent: torch.Tensor
 
 
 class HeadBeam:
@@ -82,17 +76,14 @@ class HeadBeam:
                 value=weights.sizes,
                 remedy="use the model with the tokenizer it was trained with",
             )
-        self._weights = weights
         self._whole_codebook = whole_codebook
         below, children = _leaves_below(trie), listing(trie, structure)
         self._levels = [
             _lay_out(weights, level, children[level], below[level] > (0 if whole_codebook else 1))
             for level in range(trie.levels)
         ]
-        self._moves = [
-            _Move(given_table(weights, level), torch.from_numpy(np.ascontiguousarray(weight.T)))
-            for level, weight in enumerate(weights.state_weight)
-        ]
+        self._root = self._levels[0].children.rows(np.zeros(1, dtype=np.int64))
+        self._cells = [HeadCell(weights, level) for level in range(trie.levels - 1)]
 
     def search(self, hidden: Floats, *, width: int, leaves: int, mask: RequestMask) -> tuple[Ints, Floats]:
         """The best complete semantic IDs.
@@ -112,7 +103,7 @@ class HeadBeam:
         state = hidden[:1] if opened[0] else hidden[:0]  # (M', H), M' = opened.sum()
         last = len(self._levels) - 1
         for level, layer in enumerate(self._levels):
-            degree, child, codes = layer.children.rows(nodes)  # (M,), (C,) ascending, (C,)
+            degree, child, codes = layer.children.rows(nodes) if level else self._root  # (M,), (C,) ascending, (C,)
             totals = self._totals(layer, hidden[level + 1 : level + 2], state, scores, codes, degree, opened)
             _hide(totals, child, level, mask)
             chosen = best(totals, min(width, leaves) if level == last else width)
@@ -120,10 +111,10 @@ class HeadBeam:
             if level < last:
                 following = self._levels[level + 1].opened.take(nodes)
                 kept = chosen[following]
-                parent = np.searchsorted(degree.cumsum(), kept, side="right")
+                parent = np.searchsorted(degree.cumsum(), kept, side="right") if level else np.zeros_like(kept)
                 # an open child has an open parent, whose state stands at the number of open beams before it
                 row = parent if len(state) == len(opened) else (opened.cumsum() - 1).take(parent)
-                state = self._advance(level, state, row, codes.take(kept))
+                state = self._cells[level].advance(state, row, codes.take(kept))
                 opened = following
         order = np.argsort(-scores, kind="stable")
         return nodes[order], scores[order]
@@ -152,20 +143,25 @@ class HeadBeam:
     ) -> Floats:
         """`_totals` of open beams, which all have a state."""
         count, size = len(state), layer.state.shape[1]
-        shared = _product(hidden, layer.hidden)  # (1, T) what all beams have in common
+        shared: Floats | None = None
+        if layer.hidden is None:
+            state = state + hidden
+        else:
+            shared = product(hidden, layer.hidden)  # (1, T) what all beams have in common
         if layer.bias is not None:
-            shared += layer.bias
+            shared = layer.bias if shared is None else shared + layer.bias
         values: Floats
         if not self._whole_codebook and len(codes) * _GATHER_COST < count * size:
             row = np.repeat(np.arange(count), degree)
             values = np.einsum("ch,ch->c", state.take(row, axis=0), layer.state_rows.take(codes, axis=0))
-            values += shared.take(codes)
+            if shared is not None:
+                values += shared.take(codes)
             norm = segment_log_sum_exp(values, degree)
         else:
-            dense = _product(state, layer.state)  # (M', T)
-            dense += shared
-            at = np.repeat(np.arange(0, count * size, size), degree)
-            at += codes
+            dense = product(state, layer.state)  # (M', T)
+            if shared is not None:
+                dense += shared
+            at = codes if count == 1 else codes + np.repeat(np.arange(0, count * size, size), degree)
             values = dense.ravel().take(at)
             if self._whole_codebook:
                 norm = segment_log_sum_exp(dense.ravel(), np.full(count, size))
@@ -174,39 +170,21 @@ class HeadBeam:
         values += np.repeat(scores - norm, degree)
         return values
 
-    def _advance(self, level: int, state: Floats, row: Ints, codes: Ints) -> Floats:
-        """The states of children with these parents' rows and codes, (n,) each."""
-        if self._weights.transition == "none":
-            return state.take(row, axis=0)
-        move = self._moves[level]
-        own = state.take(row, axis=0)
-        recurrent: Floats
-        if len(row) > len(state):  # one product per parent, not one per child
-            recurrent = _product(state, move.recurrent).take(row, axis=0)
-        else:
-            recurrent = _product(own, move.recurrent)
-        return cell(self._weights, level, move.given.take(codes, axis=0), recurrent, own)
-
 
 def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools) -> _Level:
     output = weights.output[level]
-    width = output.shape[1] // (2 if weights.fusion == "concat" else 1)
-    # W (h + s) is W' [h ; s] where W' has the columns of W twice
-    hidden, state = output[:, :width], output[:, -width:]
+    hidden, state = None, output
+    if weights.fusion == "concat":  # W [h ; s] = W_h h + W_s s
+        left, state = np.hsplit(output, 2)
+        hidden = torch.from_numpy(np.ascontiguousarray(left.T))
     return _Level(
         children,
         opened,
-        torch.from_numpy(np.ascontiguousarray(hidden.T)),
+        hidden,
         torch.from_numpy(np.ascontiguousarray(state.T)),
         np.ascontiguousarray(state),
         None if weights.output_bias is None else weights.output_bias[level][None],
     )
-
-
-def _product(left: Floats, right: torch.Tensor) -> Floats:
-    """Matrix product by torch: NumPy's BLAS has a thread pool of its own, which fights torch's for the cores."""
-    result: Floats = torch.mm(torch.from_numpy(left), right).numpy()
-    return result
 
 
 def _hide(totals: Floats, child: Ints, level: int, mask: RequestMask) -> None:

@@ -1,4 +1,4 @@
-"""The draft head in plain NumPy: its weights, and what they compute.
+"""The weights of a draft head as arrays, and what they compute.
 
 For levels l = 1..L (index l - 1 in every tuple), hidden states h_0..h_L and a state s per beam:
 
@@ -96,72 +96,3 @@ class HeadWeights:
 def _arrays(modules: Iterable[nn.Module], name: str) -> tuple[npt.NDArray[np.floating], ...]:
     weights = (module.get_parameter(name).detach() for module in modules)
     return tuple(weight.to(torch.promote_types(weight.dtype, torch.float32)).cpu().numpy().copy() for weight in weights)
-
-
-def start(hidden: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """The first state of each row: (N, L + 1, H) -> (N, H)."""
-    first: npt.NDArray[np.floating] = hidden[:, 0]
-    return first
-
-
-def logits(
-    weights: HeadWeights, level: int, hidden: npt.NDArray[np.floating], state: npt.NDArray[np.floating]
-) -> npt.NDArray[np.floating]:
-    """Logits over the codebook of a level in 0..L-1: (N, L + 1, H), (N, H) -> (N, T_level)."""
-    own = hidden[:, level + 1]
-    fused = own + state if weights.fusion == "add" else np.concatenate([own, state], axis=1)
-    result: npt.NDArray[np.floating] = fused @ weights.output[level].T
-    return result if weights.output_bias is None else result + weights.output_bias[level]
-
-
-def advance(
-    weights: HeadWeights, level: int, state: npt.NDArray[np.floating], codes: npt.NDArray[np.integer]
-) -> npt.NDArray[np.floating]:
-    """The state after writing one code of a level in 0..L-2: (N, H), (N,) -> (N, H)."""
-    if weights.transition == "none":
-        return state
-    given = given_table(weights, level)[codes]
-    recurrent = state @ weights.state_weight[level].T
-    return cell(weights, level, given, recurrent, state)
-
-
-def given_table(weights: HeadWeights, level: int) -> npt.NDArray[np.floating]:
-    """(T_level, G) what each code adds to the gates, with every bias that is only added: G = H (rnn) or 3H (gru)."""
-    table = weights.codes[level] @ weights.input_weight[level].T + weights.input_bias[level]
-    added = weights.state_bias[level].copy()
-    if weights.transition == "gru":
-        added[2 * len(added) // 3 :] = 0  # the reset gate multiplies this bias too: `cell` adds it
-    return np.ascontiguousarray(table + added)
-
-
-def cell(
-    weights: HeadWeights,
-    level: int,
-    given: npt.NDArray[np.floating],
-    recurrent: npt.NDArray[np.floating],
-    state: npt.NDArray[np.floating],
-) -> npt.NDArray[np.floating]:
-    """One step of the recurrent cell from its two matrix products.
-
-    Args:
-        weights: the head.
-        level: in 0..L-2.
-        given: (N, G) rows of `given_table`.
-        recurrent: (N, G) product of state and state weight; overwritten.
-        state: (N, H).
-
-    Returns:
-        (N, H) the next state.
-    """
-    if weights.transition == "rnn":
-        recurrent += given
-        np.tanh(recurrent, out=recurrent)
-        return recurrent
-    # torch fuses what NumPy would do in ten passes over the gates
-    width = state.shape[1]
-    added, moved = torch.from_numpy(given), torch.from_numpy(recurrent)
-    gates = (added[:, : 2 * width] + moved[:, : 2 * width]).sigmoid_()
-    inner = moved[:, 2 * width :].add_(torch.from_numpy(weights.state_bias[level][2 * width :]))
-    fresh = torch.addcmul(added[:, 2 * width :], gates[:, :width], inner).tanh_()
-    following: npt.NDArray[np.floating] = torch.lerp(fresh, torch.from_numpy(state), gates[:, width:]).numpy()
-    return following

@@ -6,7 +6,7 @@ prefix has in the model's trie, and the trie prunes before the cut to the beam, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from recsys.decoding.verifier import Structure
     from recsys.models.config import RecommenderConfig
     from recsys.models.head import DraftHead
+
+
+_HALF: Final = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16, and computes slowly in float16
 
 
 class SelfDrafting(Protocol):
@@ -99,7 +102,6 @@ class NezhaDecoder:
         masks = self._index.masks(eligibility, len(histories))
         items, lengths = pad_histories(histories, limit=self._limit, device=self._device)
         hidden = self._model.encode(items, lengths)  # (B, L + 1, H)
-        check_finite(hidden)
         ranked, widened = fill(
             self._searcher(hidden, masks, k),
             self._buckets,
@@ -108,17 +110,22 @@ class NezhaDecoder:
             beam=min(beam, self._widest),
             widest=self._widest,
         )
-        return DecodeResult(ranked, Spent(1, int(lengths.sum()) + len(histories), widened))
+        read = sum(min(len(history), self._limit) for history in histories)
+        return DecodeResult(ranked, Spent(1, read + len(histories), widened))
 
     def _searcher(
         self, hidden: Tensor, masks: Sequence[RequestMask], k: int
     ) -> Callable[[list[int], int], Sequence[Found]]:
         padded = self._padded
         if padded is not None:
+            check_finite(hidden)
             return lambda rows, width: beam_over_head(
                 self._model.head, padded, hidden[rows], width=width, masks=[masks[row] for row in rows]
             )
-        states = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).cpu().numpy()
+        if hidden.dtype in _HALF:
+            hidden = hidden.float()
+        states = hidden.cpu().numpy()  # (B, L + 1, H)
+        check_finite(states)
         return lambda rows, width: [
             self._numpy.search(states[row], width=width, leaves=k, mask=masks[row]) for row in rows
         ]

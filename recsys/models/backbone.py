@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
+
+from recsys.models.frozen import FrozenBackbone
 
 _ROPE_BASE = 10_000.0
 _EPSILON = 1e-6
@@ -24,8 +26,14 @@ class KVCache(NamedTuple):
     values: tuple[Tensor, ...]
 
 
+def rotary_frequency(width: int, device: torch.device) -> Tensor:
+    """(d / 2,) float32 radians per position of a head of width d."""
+    half = width // 2
+    return _ROPE_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+
+
 class Rotation(NamedTuple):
-    """Cosines and sines of a batch's positions, (B, 1, n, d / 2) each."""
+    """Cosines and signed sines of a batch's positions, (B, n, 1, 1, d) each, both halves alike but for the sign."""
 
     cos: Tensor
     sin: Tensor
@@ -33,17 +41,14 @@ class Rotation(NamedTuple):
     @classmethod
     def of(cls, positions: Tensor, width: int) -> Rotation:
         """Angles of arXiv:2104.09864, eq. 34: positions (B, n), head width d."""
-        half = width // 2
-        frequency = _ROPE_BASE ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)  # (d/2,)
-        angle = positions[:, None, :, None].to(torch.float32) * frequency
-        return cls(angle.cos(), angle.sin())
+        angle = positions[..., None, None, None] * rotary_frequency(width, positions.device)
+        cos, sin = angle.cos(), angle.sin()
+        return cls(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
     def apply(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys (B, heads, n, d), halves convention."""
-        half = x.shape[-1] // 2
+        """Rotate queries and keys (B, n, 2, heads, d), halves convention."""
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        first, second = x[..., :half], x[..., half:]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -80,8 +85,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend; returns the output (B, n, H) and all keys and values (B, heads, m + n, d)."""
         batch, count, width = x.shape
-        q, k, v = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotation.apply(q), rotation.apply(k)  # (B, heads, n, d)
+        qkv = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads)
+        q, k = rotation.apply(qkv[:, :, :2]).permute(2, 0, 3, 1, 4)  # (B, heads, n, d)
+        v = qkv[:, :, 2].transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         mixed = attend(q, k, v, mask)
@@ -119,6 +125,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, n, H) -> (B, n, H), with the layer's keys and values."""
         mixed, keys, values = self.attention(self.attention_norm(x), rotation, mask, past)
+        if not self.training:  # a dropout that does nothing still costs a call
+            x = x + mixed
+            return x + self.ffn(self.ffn_norm(x)), keys, values
         x = x + self.dropout(mixed)
         return x + self.dropout(self.ffn(self.ffn_norm(x))), keys, values
 
@@ -128,10 +137,40 @@ class Backbone(nn.Module):
 
     def __init__(self, *, d_model: int, layers: int, heads: int, ffn_multiple: float, dropout: float) -> None:
         super().__init__()
+        self.heads = heads
         self.head_width = d_model // heads
         width = round(d_model * ffn_multiple / 32) * 32 or 32
         self.blocks = nn.ModuleList(Block(d_model, heads, width, dropout) for _ in range(layers))
         self.norm = nn.RMSNorm(d_model, eps=_EPSILON)
+        self._frozen: FrozenBackbone | None = None
+
+    @torch.inference_mode()
+    def freeze(self) -> None:
+        """For inference with weights that will not change: causal forwards take the shorter way; `train()` ends it."""
+        frequency = rotary_frequency(self.head_width, self.norm.weight.device)
+        self._frozen = FrozenBackbone(self, frequency=frequency, epsilon=_EPSILON)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; weights that train again no longer fit frozen ones."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)
+
+    def last(self, x: Tensor, *, positions: Tensor, lengths: Tensor) -> Tensor:
+        """The state of one position per row, causal and without a cache.
+
+        Args:
+            x: (B, n, H) embedded tokens.
+            positions: (B, n) integer positions.
+            lengths: (B,) the wanted position, 0..n-1; what stands behind is padding.
+
+        Returns:
+            (B, H).
+        """
+        if self._frozen is not None:
+            return self._frozen.last(x, positions, lengths)
+        hidden, _ = self.forward(x, positions=positions)
+        return hidden[torch.arange(len(x), device=x.device), lengths]
 
     def forward(
         self, x: Tensor, *, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
@@ -147,13 +186,15 @@ class Backbone(nn.Module):
         Returns:
             hidden states (B, n, H) after the final norm, and the cache of all m + n tokens.
         """
+        if self._frozen is not None and mask is None and cache is None:
+            hidden, keys, values = self._frozen(x, positions)
+            return hidden, KVCache(tuple(keys), tuple(values))
         rotation = Rotation.of(positions, self.head_width)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
+        keys, values = [], []
         for layer, block in enumerate(self.blocks):
             past = None if cache is None else (cache.keys[layer], cache.values[layer])
             x, k, v = block(x, rotation, mask, past)
             keys.append(k)
             values.append(v)
-        hidden: Tensor = self.norm(x)
+        hidden = self.norm(x)
         return hidden, KVCache(tuple(keys), tuple(values))

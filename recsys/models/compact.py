@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,18 +45,27 @@ class Trunk(nn.Module):
         Returns:
             (B, n + 1, H): position j has read the first j items.
         """
+        x, positions = self._embedded(items)
+        hidden: Tensor = self.backbone(x, positions=positions)[0]
+        return hidden
+
+    def _embedded(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, n + 1, H) and positions (B, n + 1); padding stands on the right: causal attention keeps it out."""
         batch, count = items.shape
         embedded = self.input(items.clamp(min=0))  # (B, n, H)
         x = torch.cat([self.start.expand(batch, 1, -1).to(embedded.dtype), embedded], dim=1)
         positions = torch.arange(count + 1, device=items.device).expand(batch, -1)
-        # Padding stands on the right: causal attention keeps it out of every real position.
-        hidden: Tensor = self.backbone(self.dropout(x), positions=positions)[0]
-        return hidden
+        return self.dropout(x) if self.training else x, positions
+
+    def freeze(self) -> None:
+        """See `CompactRecommender.freeze`."""
+        self.input.freeze(with_codes=True)
+        self.backbone.freeze()
 
     def last(self, items: Tensor, lengths: Tensor) -> Tensor:
         """The hidden state behind the whole history: items (B, n), lengths (B,) -> (B, H)."""
-        hidden = self.forward(items)
-        return hidden[torch.arange(len(items), device=items.device), lengths]
+        x, positions = self._embedded(items)
+        return self.backbone.last(x, positions=positions, lengths=lengths)
 
 
 class CompactRecommender(nn.Module):
@@ -72,12 +81,29 @@ class CompactRecommender(nn.Module):
             nn.init.eye_(layer.weight)
         self.place = nn.ModuleList(places)
         self.head = DraftHead(config)
+        self._places: Tensor | None = None
 
     def expand(self, hidden: Tensor) -> Tensor:
         """h_0 (N, H) -> h_0..h_L (N, L+1, H); without placeholders every h_l is h_0."""
         if not self.config.placeholders:
             return hidden[:, None].expand(-1, self.config.levels + 1, -1)
+        if self._places is not None:
+            placed = torch.mm(hidden, self._places)
+            return torch.cat([hidden, placed], dim=1).view(len(hidden), -1, hidden.shape[1])
         return torch.stack([hidden, *(layer(hidden) for layer in self.place)], dim=1)
+
+    def freeze(self) -> None:
+        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed."""
+        self.trunk.freeze()
+        self._places = torch.cat(
+            [layer.get_parameter("weight").detach().T for layer in self.place], dim=1
+        )  # (H, L * H)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; weights that train again no longer fit frozen ones."""
+        if mode:
+            self._places = None
+        return super().train(mode)
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Histories (B, n) padded with -1 and their lengths (B,) -> (B, L+1, H)."""
@@ -95,6 +121,10 @@ class FlatRecommender(nn.Module):
         nn.init.eye_(self.output.weight)
         self.item_output = nn.Embedding(config.num_items, config.d_model)
         nn.init.normal_(self.item_output.weight, std=0.02)
+
+    def freeze(self) -> None:
+        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed."""
+        self.trunk.freeze()
 
     def item_vectors(self) -> Tensor:
         """(I, H): a free vector plus what the input knows of the item's content."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.models.config import RecommenderConfig
+
+FROZEN_BYTES: Final = 2**29  # of a frozen table, per process
+_FREEZE_AT_ONCE: Final = 2**16  # items
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,33 @@ class ItemInput(nn.Module):
         )
         self.register_buffer("known", torch.from_numpy(features.train_counts > 0), persistent=False)
 
+        self._frozen: Tensor | None = None
+        self._frozen_with_codes = False
+
+    @torch.inference_mode()
+    def freeze(self, *, with_codes: bool, limit: int = FROZEN_BYTES) -> None:
+        """Compute every item's input once, for weights that will not change: a look-up in place of some 25 small ops.
+
+        `train()` forgets the table.
+
+        Args:
+            with_codes: the table of `forward`, else that of `embed_rest`.
+            limit: bytes; a catalog that would need more stays as it is.
+        """
+        count, width = len(self.codes), self.unknown.shape[0]
+        if count * width * self.unknown.element_size() > limit:
+            return
+        compute = self.forward if with_codes else self.embed_rest
+        every = torch.arange(count, device=self.codes.device)
+        self._frozen = torch.cat([compute(part) for part in torch.split(every, _FREEZE_AT_ONCE)])  # (I, H)
+        self._frozen_with_codes = with_codes
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; weights that train again no longer fit a frozen table."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)
+
     def embed_code(self, level: int, codes: Tensor) -> Tensor:
         """Codes (...) of a level (from 0) -> (..., H)."""
         embedded: Tensor = self.code_embedding[level](codes)
@@ -70,6 +101,8 @@ class ItemInput(nn.Module):
 
     def embed_rest(self, items: Tensor) -> Tensor:
         """All but the codes: items (...) -> (..., H); ID and collaboration fall away together."""
+        if self._frozen is not None and not self._frozen_with_codes:
+            return F.embedding(items, self._frozen)
         identity = torch.zeros((*items.shape, self.unknown.shape[0]), device=items.device)
         if self.id_embedding is not None:
             identity = identity + self.id_embedding(items)
@@ -85,6 +118,8 @@ class ItemInput(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Items (...) int64 -> (..., H), everything summed."""
+        if self._frozen is not None and self._frozen_with_codes:
+            return F.embedding(items, self._frozen)
         total = self.embed_rest(items)
         codes = self.codes[items]  # (..., L)
         for level in range(codes.shape[-1]):

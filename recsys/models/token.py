@@ -86,6 +86,11 @@ class TokenRecommender(nn.Module):
         self.head = DraftHead(config)
         self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
 
+    def freeze(self) -> None:
+        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed."""
+        self.input.freeze(with_codes=False)
+        self.backbone.freeze()
+
     def embed_codes(self, level: int, codes: Tensor) -> Tensor:
         """Tokens of a level (from 0) before the item is complete: codes (...) -> (..., H)."""
         return self.input.embed_code(level, codes)

@@ -65,3 +65,22 @@ def quality(
     for failure in outcome.failures:
         console.print(f"failed: {failure}", style="red", markup=False)
     raise typer.Exit(1 if outcome.failures else 0)
+
+
+@app.command("decoding")
+def decoding(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/decoding.yaml.")] = None,
+) -> None:
+    """Time prefill, nezha, beam and flat per request, interleaved in one process."""
+    from benchmarks.decoding import bench
+    from benchmarks.decoding_settings import CONFIG, DecodingSettings
+    from benchmarks.tables import decoding_overview
+
+    console = _console()
+    settings = DecodingSettings.load(config or CONFIG, quick=quick)
+    report = bench(settings, _command_line(), say=partial(console.print, markup=False))
+    if json is not None:
+        report.save(json)
+    console.print(decoding_overview(report))
