@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
 from training.recommender.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.recommender.examples import Batch, BatchSampler
+from training.recommender.metrics import MetricsLog
 from training.recommender.objectives import Distilled, batch_loss
 from training.recommender.teacher import TeacherTargets, build_teacher
 from training.recommender.validation import validation_ndcg
@@ -142,6 +142,7 @@ class Trainer:
         self.best = self.average
         self.progress = Progress()
         self.teacher: TeacherTargets | None = None
+        self.metrics: MetricsLog | None = None
         self._started = time.monotonic()
         self._cpu_started = _cpu_seconds()
 
@@ -166,7 +167,10 @@ class Trainer:
             rng = torch.get_rng_state()
             self.teacher = build_teacher(self.data, self.settings.teacher, self.settings.model.max_history)
             torch.set_rng_state(rng)
-        with self._bar() as tick:
+        with self._bar() as tick, ExitStack() as stack:
+            if self.workers.rank == 0:
+                self.metrics = MetricsLog(self.out, step=self.progress.step)
+                stack.callback(self.metrics.close)
             self._loop(tick, earlier)
         return self._finish()
 
@@ -252,15 +256,14 @@ class Trainer:
         else:
             progress.stale += 1
             progress.stopped = progress.stale >= settings.patience
-        if self.workers.rank == 0:
+        if self.metrics is not None:
             row = {
-                "step": progress.step,
-                "loss": f"{loss:.6f}",
-                "learning_rate": f"{learning_rate(progress.step, settings):.3e}",
-                "valid.ndcg@10": f"{value:.6f}",
-                "cpu_seconds": f"{progress.cpu_seconds:.1f}",
+                "loss": loss,
+                "learning_rate": learning_rate(progress.step, settings),
+                "valid.ndcg@10": value,
+                "cpu_seconds": progress.cpu_seconds,
             }
-            append_metrics(self.out / "metrics.csv", row)
+            self.metrics.append(progress.step, row)
 
     def _save(self) -> None:
         save_checkpoint(
@@ -358,16 +361,6 @@ def warm_start(model: nn.Module, weights: dict[str, Tensor]) -> int:
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     model.load_state_dict({**own, **fitting})
     return len(fitting)
-
-
-def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Append one line to a CSV file, with a header when it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
