@@ -169,7 +169,8 @@ class Quality:
         """
         settings, folder = self.settings.datasets[dataset], self.work / "data" / dataset
         steps = self._steps(settings, folder)
-        key = sha256_parts([self._source_key(settings), settings.model_dump_json(), *map(str, steps)])
+        offline = json.dumps(settings.offline, sort_keys=True)
+        key = sha256_parts([self._source_key(settings), settings.importer, offline])
         marker = folder / "preparation.json"
         if marker.exists() and (known := read_json(marker))["key"] == key:
             return float(known["cpu_seconds"])

@@ -48,6 +48,7 @@ class MethodSettings(_Strict):
         seeds: instead of the benchmark's; a method without chance needs one only.
         title: how tables call it.
         against: methods whose difference is measured on the same users.
+        change_of: the method that this one changes in one thing; it stands in the table of changes then.
     """
 
     kind: Kind
@@ -55,6 +56,7 @@ class MethodSettings(_Strict):
     seeds: list[int] | None = None
     title: str
     against: list[str] = []
+    change_of: str = ""
 
 
 class QualitySettings(_Strict):

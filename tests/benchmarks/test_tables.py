@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLACES = {
-    "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9]+",
+    "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
     "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg)",
     "<k>": r"\d+", "<B>": r"\d+",
 }  # fmt: skip
@@ -37,7 +37,8 @@ def _method(name: str, minus: str) -> list[Figure]:
 def folder(tmp_path: Path) -> Path:
     methods = QualitySettings.load().model_dump()["methods"]
     figures = [
-        *_method("ease", "popularity"), *_method("nezha", "ease"), *_method("nezha_rnn", "nezha"),
+        *_method("ease", "popularity"), *_method("nezha", "ease"), *_method("nezha_short", "nezha"),
+        *_method("nezha_rnn", "nezha_short"),
         Figure("decoding.d256x4.beam50.prefill.ms", 5.071, "ms"),
         Figure("decoding.d256x4.beam50.nezha.ms", 6.06, "ms"),
         Figure("decoding.d256x4.beam50.nezha.over_prefill", 1.1951, "ratio"),
@@ -76,7 +77,7 @@ def test_other_tables(folder: Path) -> None:
     assert "| nezha, compact | EASE, recency | +.0031 | -.0010 to +.0070 |" in render(
         "quality-ring-differences", folder
     )
-    assert "| RNN instead of GRU | .0482 | +.0031 |" in render("quality-ring-ablations", folder)
+    assert "| RNN instead of GRU | 480 steps | .0482 | +.0031 |" in render("quality-ring-ablations", folder)
     assert "| EASE, recency | .5000 | .5000 | 31.4 | .1000 |" in render("quality-ring-lists", folder)
     assert render("decoding", folder).splitlines()[2] == "| d256x4, beam 50 | 5.07 | 6.06 (1.20) |"
 
@@ -102,7 +103,7 @@ def test_figures_that_are_absent_are_said_to_be(folder: Path, tmp_path: Path) ->
 
 def test_the_terminal_shows_the_tables_that_have_rows(folder: Path) -> None:
     shown = quality_overview(Report.load(folder / "quality.json"))
-    assert [table.row_count for table in shown] == [2, 2, 1, 1]
+    assert [table.row_count for table in shown] == [2, 2, 1, 2]
 
 
 def test_a_table_has_one_line_per_row() -> None:
