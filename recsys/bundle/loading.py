@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from recsys.backends import choose_backbone
 from recsys.bundle.manifest import corrupt
 from recsys.catalog.arrays import load_json
 from recsys.decoding.building import build_decoder
@@ -33,7 +34,7 @@ def load_decoder(bundle: Bundle, name: str | None = None) -> Decoder:
         name: a decoder of the model's shape; None takes the shape's own (`nezha`, or `flat`).
 
     Raises:
-        ConfigError: the shape has no decoder of this name.
+        ConfigError: the shape has no decoder of this name, or the backbone cannot be built here.
         CorruptionError: the weights cannot be read; names the file.
         DataError: the weights do not fit the configuration or are not finite.
         VersionMismatchError: the model was made for another catalog or other codebooks.
@@ -53,6 +54,7 @@ def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[in
         codebook_sizes: of the tokenizer.
 
     Raises:
+        ConfigError: the backbone cannot be built here, for instance because transformers is not installed.
         CorruptionError: a file cannot be read; names it.
         DataError: the weights do not fit the configuration or are not finite.
         VersionMismatchError: the model was made for another catalog or other codebooks.
@@ -75,7 +77,7 @@ def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[in
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise DataError("a weight is not finite", field="tensor", value=name, remedy="train the model again")
-    model = build_model(config, _used(features, config))
+    model = build_model(config, _used(features, config), choose_backbone)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -24,6 +24,26 @@ class KVCache(NamedTuple):
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+
+
+class AnyBackbone(Protocol):
+    """What a recommender asks of its backbone: `Backbone` below, or one of `recsys.backends`."""
+
+    def __call__(
+        self, x: Tensor, *, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """See `Backbone.forward`."""
+
+    def last(self, x: Tensor, *, positions: Tensor, lengths: Tensor) -> Tensor:
+        """See `Backbone.last`."""
+
+    def freeze(self) -> None:
+        """See `Backbone.freeze`."""
+
+
+def ffn_width(d_model: int, multiple: float) -> int:
+    """Inner width of the feed-forward: a multiple of 32, at least 32."""
+    return round(d_model * multiple / 32) * 32 or 32
 
 
 def rotary_frequency(width: int, device: torch.device) -> Tensor:
@@ -139,7 +159,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.heads = heads
         self.head_width = d_model // heads
-        width = round(d_model * ffn_multiple / 32) * 32 or 32
+        width = ffn_width(d_model, ffn_multiple)
         self.blocks = nn.ModuleList(Block(d_model, heads, width, dropout) for _ in range(layers))
         self.norm = nn.RMSNorm(d_model, eps=_EPSILON)
         self._frozen: FrozenBackbone | None = None

@@ -7,16 +7,33 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
+from recsys.errors import ConfigError
 from recsys.models.backbone import Backbone
 from recsys.models.head import DraftHead
 from recsys.models.item_input import ItemFeatures, ItemInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from recsys.models.backbone import AnyBackbone
     from recsys.models.config import RecommenderConfig
+
+    MakeBackbone = Callable[[RecommenderConfig], AnyBackbone]
 
 
 def own_backbone(config: RecommenderConfig) -> Backbone:
-    """The decoder of `recsys.models.backbone` in the sizes of a configuration."""
+    """The decoder of `recsys.models.backbone` in the sizes of a configuration.
+
+    Raises:
+        ConfigError: the configuration names another backbone.
+    """
+    if config.backbone != "own":
+        raise ConfigError(
+            "not the backbone of recsys.models",
+            field="backbone",
+            value=config.backbone,
+            remedy="give `build_model` a maker that knows it: `recsys.backends.choose_backbone`",
+        )
     return Backbone(
         d_model=config.d_model,
         layers=config.layers,
@@ -29,12 +46,12 @@ def own_backbone(config: RecommenderConfig) -> Backbone:
 class Trunk(nn.Module):
     """Item input and backbone; position 0 is a learned start, so that an empty history has an answer."""
 
-    def __init__(self, config: RecommenderConfig, features: ItemFeatures) -> None:
+    def __init__(self, config: RecommenderConfig, features: ItemFeatures, make_backbone: MakeBackbone) -> None:
         super().__init__()
         self.input = ItemInput(config, features)
         self.start = nn.Parameter(torch.randn(config.d_model) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.backbone = own_backbone(config)
+        self.backbone = make_backbone(config)
 
     def forward(self, items: Tensor) -> Tensor:
         """Hidden states of a batch of histories.
@@ -46,7 +63,7 @@ class Trunk(nn.Module):
             (B, n + 1, H): position j has read the first j items.
         """
         x, positions = self._embedded(items)
-        hidden: Tensor = self.backbone(x, positions=positions)[0]
+        hidden, _ = self.backbone(x, positions=positions)
         return hidden
 
     def _embedded(self, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,10 +88,12 @@ class Trunk(nn.Module):
 class CompactRecommender(nn.Module):
     """Trunk, learned maps to the head's L + 1 hidden states, and the head."""
 
-    def __init__(self, config: RecommenderConfig, features: ItemFeatures) -> None:
+    def __init__(
+        self, config: RecommenderConfig, features: ItemFeatures, make_backbone: MakeBackbone = own_backbone
+    ) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config, features)
+        self.trunk = Trunk(config, features, make_backbone)
         width = config.d_model
         places = [nn.Linear(width, width, bias=False) for _ in range(config.levels)]
         for layer in places:
@@ -113,10 +132,12 @@ class CompactRecommender(nn.Module):
 class FlatRecommender(nn.Module):
     """The same trunk with a dot product over all items: the honest rival."""
 
-    def __init__(self, config: RecommenderConfig, features: ItemFeatures) -> None:
+    def __init__(
+        self, config: RecommenderConfig, features: ItemFeatures, make_backbone: MakeBackbone = own_backbone
+    ) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config, features)
+        self.trunk = Trunk(config, features, make_backbone)
         self.output = nn.Linear(config.d_model, config.d_model, bias=False)
         nn.init.eye_(self.output.weight)
         self.item_output = nn.Embedding(config.num_items, config.d_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 
 from recsys.errors import ConfigError
@@ -10,11 +10,13 @@ from recsys.errors import ConfigError
 Shape = Literal["compact", "token", "flat"]
 Transition = Literal["rnn", "gru", "none"]
 Fusion = Literal["add", "concat"]
+BackboneKind = Literal["own", "huggingface"]
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "shape": get_args(Shape),
     "transition": get_args(Transition),
     "fusion": get_args(Fusion),
+    "backbone": get_args(BackboneKind),
 }
 
 
@@ -41,6 +43,8 @@ class RecommenderConfig:
         fusion: of hidden state and head state before the output layer.
         placeholders: whether h_1..h_L exist; without them every level reads h_0 (as Medusa's heads).
         whole_codebook: train and decode with the softmax over the whole codebook (as the released NEZHA).
+        backbone: `own` (recsys.models.backbone) or `huggingface` (recsys.backends.huggingface).
+        backbone_config: keys of the Hugging Face decoder's configuration, over what follows from the sizes above.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -60,11 +64,20 @@ class RecommenderConfig:
     fusion: Fusion = "add"
     placeholders: bool = True
     whole_codebook: bool = False
+    backbone: BackboneKind = "own"
+    backbone_config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError("unknown choice", field=name, value=getattr(self, name), remedy=f"one of {allowed}")
+        if self.backbone == "own" and self.backbone_config:
+            raise ConfigError(
+                "the own backbone has no settings beside the sizes",
+                field="backbone_config",
+                value=self.backbone_config,
+                remedy="leave it empty, or choose the backbone `huggingface`",
+            )
         if self.d_model % self.heads or (self.d_model // self.heads) % 2:
             raise ConfigError("d_model / heads must be an even integer", field="d_model", value=self.d_model)
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
@@ -89,7 +102,7 @@ class RecommenderConfig:
         Raises:
             ConfigError: an unknown field, or a value out of range.
         """
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         for name, found in value.items():
             if name not in known:
                 raise ConfigError("unknown field of the model's configuration", field=name, value=found)

@@ -18,6 +18,7 @@ from recsys.models.item_input import ItemFeatures, ItemInput
 
 if TYPE_CHECKING:
     from recsys.models.backbone import KVCache
+    from recsys.models.compact import MakeBackbone
     from recsys.models.config import RecommenderConfig
 
 
@@ -74,7 +75,9 @@ def training_mask(count: int, levels: int, *, branches: bool) -> Tensor:
 class TokenRecommender(nn.Module):
     """Backbone over item tokens; `beam` reads its own next-token distribution, `nezha` the head's."""
 
-    def __init__(self, config: RecommenderConfig, features: ItemFeatures) -> None:
+    def __init__(
+        self, config: RecommenderConfig, features: ItemFeatures, make_backbone: MakeBackbone = own_backbone
+    ) -> None:
         super().__init__()
         self.config = config
         width = config.d_model
@@ -82,7 +85,7 @@ class TokenRecommender(nn.Module):
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.placeholder = nn.Parameter(torch.randn(config.levels, width) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.backbone = own_backbone(config)
+        self.backbone = make_backbone(config)
         self.head = DraftHead(config)
         self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recsys.bundle.loading import load_model
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError, DataError
 from training.recommender.settings import TeacherSettings, TrainSettings
 from training.recommender.teacher import build_teacher
-from training.recommender.trainer import Trainer, learning_rate, train
+from training.recommender.trainer import Trainer, item_features, learning_rate, train
 
 SMALL = {
     "model": {"d_model": 32, "layers": 1, "heads": 2, "max_history": 8, "dropout": 0.1},
@@ -58,6 +59,30 @@ def test_every_shape_learns_a_predictable_walk(shape: str, tiny_data: PreparedDa
 def test_every_switch_trains(switch: dict[str, object], tiny_data: PreparedData, tmp_path: Path) -> None:
     manifest = train(tiny_data, settings(model={**SMALL["model"], **switch}), tmp_path / "run", seed=1)  # type: ignore[dict-item]
     assert manifest["steps"] == 30
+
+
+@pytest.mark.parametrize("shape", ["compact", "flat", "token"])
+def test_a_hugging_face_backbone_trains_and_loads(shape: str, tiny_data: PreparedData, tmp_path: Path) -> None:
+    chosen = settings(
+        model={
+            **SMALL["model"],  # type: ignore[dict-item]
+            "shape": shape,
+            "backbone": "huggingface",
+            "backbone_config": {"num_key_value_heads": 1},
+        },
+        steps=20,
+        bf16=True,
+    )
+    trainer = Trainer(tiny_data, chosen, tmp_path / "run", seed=1)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.run()
+    assert all(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    loaded = load_model(tmp_path / "run" / "model", item_features(tiny_data, chosen), tiny_data.codebook_sizes)
+    histories, lengths = torch.tensor([[3, 4, 5], [9, -1, -1]]), torch.tensor([3, 1])
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            loaded.encode(histories, lengths), trainer.model.encode(histories, lengths), rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("shape", ["compact", "token"])
@@ -135,6 +160,12 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0, abs=0.01)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_backbone_that_cannot_be_built_ends_before_training(tiny_data: PreparedData, tmp_path: Path) -> None:
+    model = {**SMALL["model"], "backbone": "huggingface", "backbone_config": {"model_type": "bert"}}  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="no causal decoder"):
+        Trainer(tiny_data, settings(model=model), tmp_path / "run", seed=1)
 
 
 def test_an_unknown_setting_names_itself() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from recsys.errors import ConfigError
 
@@ -35,6 +35,8 @@ class ModelSettings(_Strict):
     fusion: Literal["add", "concat"] = "add"
     placeholders: bool = True
     whole_codebook: bool = False
+    backbone: Literal["own", "huggingface"] = "own"
+    backbone_config: dict[str, JsonValue] = {}
 
 
 class TeacherSettings(_Strict):

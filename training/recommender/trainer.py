@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from safetensors.torch import save_file
 
+from recsys.backends import choose_backbone
 from recsys.decoding.trie import SidTrie
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
@@ -108,6 +109,7 @@ class Trainer:
         show_progress: whether to draw a progress bar.
 
     Raises:
+        ConfigError: sizes or a backbone that cannot be built.
         DataError: `out` holds a checkpoint of other data or settings.
     """
 
@@ -132,7 +134,7 @@ class Trainer:
         self.config = recommender_config(features, data, settings)
         self.trie = SidTrie.build(data.codes, data.codebook_sizes)
         torch.manual_seed(seed)
-        self.model = build_model(self.config, features).to(self.device)
+        self.model = build_model(self.config, features, choose_backbone).to(self.device)
         if parent_weights is not None:
             warm_start(self.model, parent_weights)
         self.normaliser = Normaliser(self.trie, whole_codebook=self.config.whole_codebook).to(self.device)

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from recsys.backends import choose_backbone
 from recsys.bundle import Bundle, Registry, load_decoder, publish_run
 from recsys.bundle.manifest import MANIFEST, SEAL
 from recsys.datasets.prepared import PreparedData
+from recsys.decoding.building import build_decoder
 from recsys.decoding.eligibility import Eligibility
 from recsys.errors import ConfigError, CorruptionError, DataError, VersionMismatchError, WindfireError
+from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.storage import read_json, write_json_atomically
 
 LATER = datetime(2026, 2, 1, tzinfo=UTC)
@@ -127,6 +130,30 @@ def test_the_decoder_of_a_bundle_answers(tiny_registry: Registry) -> None:
     assert decoder.name == "nezha"
     assert [len(ranked.items) for ranked in answer.ranked] == [10, 10]
     assert not set(answer.ranked[0].items.tolist()) & {1, 2, 3}
+
+
+@pytest.mark.parametrize("decoder", ["nezha", "beam"])
+def test_a_bundle_with_a_hugging_face_backbone_answers(
+    tiny_registry: Registry, tiny_work: Path, tiny_run: Path, tmp_path: Path, decoder: str
+) -> None:
+    changed = {"shape": "token", "backbone": "huggingface", "backbone_config": {"model_type": "llama"}}
+    run = edited(tiny_run, tmp_path / "run", set_json("model/config.json", **changed))
+    data = PreparedData.load(tiny_work)
+    model = build_model(
+        RecommenderConfig.from_dict(read_json(run / "model" / "config.json")),
+        ItemFeatures(data.codes, data.text, data.collaborative, data.train_counts),
+        choose_backbone,
+    ).eval()
+    save_file(model.state_dict(), run / "model" / "weights.safetensors")
+    publish_run(tiny_registry, run=run, work=tiny_work, created=LATER)
+    bundle = tiny_registry.open_current()
+    question: dict[str, Any] = {"k": 48, "beam": 48, "eligibility": Eligibility(shared=None, excluded=None)}
+    histories = [np.array([1, 2, 3]), np.array([], dtype=np.int64)]
+    served = load_decoder(bundle, decoder).decode(histories, **question)
+    direct = build_decoder(model, bundle.trie, name=decoder, prior=data.train_counts).decode(histories, **question)
+    for one, other in zip(served.ranked, direct.ranked, strict=True):
+        np.testing.assert_array_equal(one.items, other.items)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
 
 
 def test_a_decoder_that_the_shape_does_not_have(tiny_registry: Registry) -> None:

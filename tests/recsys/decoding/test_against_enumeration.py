@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.backends import choose_backbone
 from recsys.decoding.building import build_decoder, decoder_names
 from recsys.decoding.decoder import Decoder
 from recsys.decoding.eligibility import Eligibility
@@ -22,6 +23,11 @@ from recsys.models.normaliser import Normaliser
 
 ITEMS, SIZES = 30, (4, 3, 5)
 WAYS = [("compact", "nezha"), ("token", "nezha"), ("token", "beam")]
+BACKBONES: dict[str, dict[str, object]] = {
+    "own": {},
+    "huggingface": {"backbone": "huggingface", "backbone_config": {"num_key_value_heads": 1}},
+}
+CLOSE = {"own": 1e-9, "huggingface": 1e-6}  # the library's norms compute in float32
 HISTORIES = [np.array([3, 7, 9], np.int32), np.array([], np.int32), np.array([1], np.int32)]
 
 
@@ -44,7 +50,7 @@ def built(shape: str, seed: int, **changes: object) -> tuple[CompactRecommender 
         {"codebook_sizes": SIZES, "num_items": ITEMS, "text_dim": 3, "collaborative_dim": 2, "shape": shape,
          "d_model": 16, "layers": 1, "heads": 2, **changes}
     )  # fmt: skip
-    model = build_model(config, features).double().eval()
+    model = build_model(config, features, choose_backbone).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     assert isinstance(model, CompactRecommender | TokenRecommender)
@@ -113,12 +119,12 @@ def naive_beam(scores_of: dict[tuple[int, ...], float], width: int) -> set[tuple
     return kept
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("whole", "backbone"), [(False, "own"), (True, "own"), (False, "huggingface")])
 @pytest.mark.parametrize(("shape", "name"), WAYS)
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_full_width_equals_enumeration(shape: str, name: str, whole: bool, seed: int) -> None:
-    model, trie = built(shape, seed, whole_codebook=whole)
+def test_full_width_equals_enumeration(shape: str, name: str, whole: bool, backbone: str, seed: int) -> None:
+    model, trie = built(shape, seed, whole_codebook=whole, **BACKBONES[backbone])
     shown = np.random.default_rng(seed).random(ITEMS) < 0.7
     excluded = [np.flatnonzero(shown)[:2].astype(np.int32) for _ in HISTORIES]
     answer = build_decoder(model, trie, name=name).decode(
@@ -129,7 +135,7 @@ def test_full_width_equals_enumeration(shape: str, name: str, whole: bool, seed:
         may = shown.copy()
         may[hidden] = False
         assert ranked.items.tolist() == by_score(scores, may, trie)
-        np.testing.assert_allclose(ranked.scores, scores[ranked.items], rtol=1e-9)
+        np.testing.assert_allclose(ranked.scores, scores[ranked.items], rtol=CLOSE[backbone])
 
 
 @pytest.mark.parametrize(("shape", "name"), WAYS)
