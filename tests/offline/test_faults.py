@@ -129,6 +129,21 @@ def test_a_killed_run_resumes_to_the_same_tables(
     assert names(work) == {".lock", *JOBS}
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_survives_being_killed(
+    job: str, tmp_path: Path, command: Command, whole: Path, expected: dict[str, str]
+) -> None:
+    work = done_up_to(whole, job, tmp_path / "work")
+    run_until_killed(command, work, job)
+    assert list(contents(work)) == list(JOBS[: JOBS.index(job)])
+    assert list(work.glob(f".staged-*-{job}"))
+    command.finish(command.start(work))
+    assert contents(work) == expected
+    assert names(work) == {".lock", *JOBS}
+    assert names(command.temporary) == set()
+
+
 def test_two_runs_side_by_side_do_not_meet(
     tmp_path: Path, command: Command, whole: Path, expected: dict[str, str]
 ) -> None:
