@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +16,7 @@ from recsys.storage import sha256_file, sha256_parts
 from recsys.text.encoder import model_directory, processor_has_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import BaseModel
     from pyspark.sql import SparkSession
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 TokenizerMode = Literal["build", "extend"]
 _BRIEF_EVENTS = 2_000_000
+_SCRATCH = ".spark"
 JOBS = (
     "clean",
     "core",
@@ -79,7 +82,11 @@ def run_pipeline(
     opened = Tables.open([Path(tables).resolve(), *(Path(path).resolve() for path in increments)])
     work = Path(work).resolve()
     brief = is_local(master) and opened.rows("events") < _BRIEF_EVENTS
-    with exclusive(work), LazySession(master, config=spark, session=session, brief=brief) as lazy:
+    with (
+        exclusive(work),
+        _scratch(work) as scratch,
+        LazySession(master, config=spark, session=session, brief=brief, scratch=scratch) as lazy,
+    ):
         manifests: list[JobManifest] = []
         for job in plan(opened, work, settings, tokenizer):
             if on_start is not None:
@@ -88,6 +95,18 @@ def run_pipeline(
             if on_done is not None:
                 on_done(manifests[-1])
     return manifests
+
+
+@contextmanager
+def _scratch(work: Path) -> Iterator[Path]:
+    """Spark's scratch inside a held work directory; shuffle files of a killed run go first."""
+    scratch = work / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # the Java process of a killed run may still be ending in there
+    scratch.mkdir(exist_ok=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def plan(tables: Tables, work: Path, settings: OfflineSettings, tokenizer: TokenizerMode) -> list[Job]:

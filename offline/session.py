@@ -96,7 +96,7 @@ def session_config(master: str, scratch: Path, *, brief: bool) -> dict[str, str]
     logging = scratch / "log4j2.properties"
     logging.write_text(_LOGGING)
     quickly = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" if brief else ""
-    options = f"-Dlog4j2.configurationFile=file:{logging} -Djava.io.tmpdir={scratch} {quickly}"
+    options = f'-Dlog4j2.configurationFile={logging.as_uri()} "-Djava.io.tmpdir={scratch}" {quickly}'
     config = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -156,6 +156,7 @@ def start_session(
         UnavailableError: Java or the master does not answer.
     """
     import pyspark
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -174,7 +175,8 @@ def start_session(
     with _environment(environment):
         try:
             return builder.getOrCreate()
-        except PySparkException as error:
+        except (PySparkException, Py4JError) as error:
+            _end_java()
             raise UnavailableError(
                 "Spark did not start",
                 field="master",
@@ -185,10 +187,14 @@ def start_session(
 
 def stop_session(session: SparkSession) -> None:
     """Stop a session and end its Java process, so that its memory is free for what follows."""
+    session.stop()
+    _end_java()
+
+
+def _end_java() -> None:
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway  # noqa: SLF001 - PySpark has no public way to end its Java process
-    session.stop()
     if gateway is None:
         return
     process: subprocess.Popen[bytes] | None = getattr(gateway, "proc", None)
@@ -212,6 +218,8 @@ class LazySession:
         config: Spark settings that overrule `session_config`.
         session: a running session to use instead; it is left running.
         brief: see `session_config`.
+        scratch: an existing directory; shuffle files stand in one of their own below it, which is removed at the
+            end. The system's temporary directory by default.
     """
 
     def __init__(
@@ -221,17 +229,20 @@ class LazySession:
         config: Mapping[str, str] | None = None,
         session: SparkSession | None = None,
         brief: bool = False,
+        scratch: Path | None = None,
     ) -> None:
         self._master = master
         self._brief = brief
         self._config = dict(config or {})
         self._session = session
+        # Spark reads a comma in the path as a list of directories.
+        self._parent = None if scratch is None or "," in str(scratch) else scratch
         self._scratch: Path | None = None
 
     def get(self) -> SparkSession:
         """The session, started now if it was not."""
         if self._session is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="windfire-spark-"))
+            self._scratch = Path(tempfile.mkdtemp(prefix="windfire-spark-", dir=self._parent))
             self._session = start_session(self._master, self._scratch, self._config, brief=self._brief)
         return self._session
 

@@ -206,9 +206,14 @@ def test_nothing_runs_again_when_nothing_changed(done: Run, quick: OfflineSettin
     assert [manifest.skipped for manifest in again] == [True] * len(JOBS)
 
 
-def test_a_held_work_directory_is_refused(done: Run, quick: OfflineSettings) -> None:
-    with exclusive(done.work), pytest.raises(UnavailableError, match="another run"):
-        run_pipeline(done.tables, done.work, quick)
+def test_a_held_work_directory_is_refused_and_its_scratch_left_alone(
+    done: Run, tmp_path: Path, quick: OfflineSettings
+) -> None:
+    shuffled = tmp_path / "work" / ".spark" / "shuffled"
+    shuffled.mkdir(parents=True)
+    with exclusive(tmp_path / "work"), pytest.raises(UnavailableError, match="another run"):
+        run_pipeline(done.tables, tmp_path / "work", quick)
+    assert shuffled.exists()
 
 
 def test_no_output_depends_on_files_or_partitions(
