@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from offline.job import Outcome
-from recsys.text.encoder import TextEncoder, load_encoder
+from recsys.text.encoder import TextEncoder, encoder_dimension, load_encoder
 from recsys.text.item_text import item_text
 
 if TYPE_CHECKING:
@@ -66,12 +66,15 @@ def _compose(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
 
 
 def _encode(texts: DataFrame, model: str, max_tokens: int, *, bfloat16: bool) -> DataFrame:
+    dimension = encoder_dimension(model)
+
     def encode(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        encoder = _worker_encoder(model, max_tokens, bfloat16=bfloat16)
         for batch in batches:
             has_text = batch["text"].to_numpy() != ""
-            vectors = np.zeros((len(batch), encoder.dimension), dtype=np.float32)
-            vectors[has_text] = encoder.encode(batch["text"][has_text].tolist())
+            vectors = np.zeros((len(batch), dimension), dtype=np.float32)
+            if has_text.any():  # loading takes longer than the job itself
+                encoder = _worker_encoder(model, max_tokens, bfloat16=bfloat16)
+                vectors[has_text] = encoder.encode(batch["text"][has_text].tolist())
             yield batch[["item_index"]].assign(vector=list(vectors), has_text=has_text, text_key=batch["key"])
 
     return texts.mapInPandas(encode, "item_index int, vector array<float>, has_text boolean, text_key string")

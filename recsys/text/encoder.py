@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from recsys.errors import ConfigError
+from recsys.storage import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ HASHING: Final = "hashing"
 _HASHING_DIMENSION: Final = 256
 _ROWS: Final = 32
 _WIDTH_STEP: Final = 16
+_SAME_DIMENSION: Final = {"Normalize", "Dropout"}
 _WORD = re.compile(r"\w+")
 
 
@@ -158,3 +160,40 @@ def load_encoder(model: str, *, max_tokens: int, bfloat16: bool) -> TextEncoder:
     if directory is None:
         return HashingEncoder()
     return SentenceEncoder(directory, max_tokens=max_tokens, bfloat16=bfloat16)
+
+
+def encoder_dimension(model: str) -> int:
+    """The D of an encoder, from its configuration where that says it; only an unusual model is loaded for it.
+
+    Args:
+        model: see `load_encoder`.
+
+    Raises:
+        ConfigError: neither a packaged model nor a directory.
+    """
+    directory = model_directory(model)
+    if directory is None:
+        return HashingEncoder.dimension
+    return _configured_dimension(directory) or load_encoder(model, max_tokens=1, bfloat16=False).dimension
+
+
+def _configured_dimension(directory: Path) -> int | None:
+    """What the last module that changes the dimension says; None where it is none of the usual ones."""
+    for module in reversed(read_json(directory / "modules.json")):
+        kind = module["type"].rpartition(".")[2]
+        if kind in _SAME_DIMENSION:
+            continue
+        if kind not in {"Pooling", "Dense"}:
+            break
+        config: dict[str, Any] = read_json(directory / module["path"] / "config.json")
+        return int(config["out_features"]) if kind == "Dense" else _pooled_dimension(config)
+    return None
+
+
+def _pooled_dimension(config: dict[str, Any]) -> int:
+    """One vector per pooling mode, side by side; before version 6 of the library each mode was a switch."""
+    switches = sum(bool(value) for name, value in config.items() if name.startswith("pooling_mode_"))
+    chosen = config.get("pooling_mode")
+    modes = len(chosen) if isinstance(chosen, list) else 1
+    width = int(config["embedding_dimension" if "embedding_dimension" in config else "word_embedding_dimension"])
+    return width * (modes if chosen else max(switches, 1))

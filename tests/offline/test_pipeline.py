@@ -12,12 +12,14 @@ import pytest
 
 from offline.job import JobManifest, exclusive
 from offline.pipeline import JOBS, run_pipeline
-from offline.settings import OfflineSettings
+from offline.settings import OfflineSettings, SplitSettings
 from recsys.collaborative.cooccurrence import count_pairs
 from recsys.datasets.prepared import PreparedData, read_job
 from recsys.errors import UnavailableError
 from recsys.records import POSITIVE_ACTIONS
 from recsys.storage import read_parquet_directory, sorted_row_checksum
+from training.recommender.settings import TeacherSettings
+from training.recommender.teacher import TeacherTargets, build_teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning"),
 ]
+DAY = 86_400_000_000
 BARE = {"title": None, "category_path": None, "brand": None}
 
 
@@ -234,7 +237,7 @@ def test_no_output_depends_on_files_or_partitions(
     assert tables_equal == {job: sorted_row_checksum(read_job(done.work, job)) for job in tables_equal}
 
 
-def test_training_artefacts_do_not_see_what_lies_behind_the_cut(
+def test_permuting_the_events_behind_the_cut_leaves_every_fitted_job_skipped(
     done: Run, tmp_path: Path, write_tables: WriteTables, spark: SparkSession, quick: OfflineSettings
 ) -> None:
     settings = quick.model_copy(update={"split": quick.split.model_copy(update={"strategy": "global_time"})})
@@ -252,6 +255,55 @@ def test_training_artefacts_do_not_see_what_lies_behind_the_cut(
     assert second["training"].content == first["training"].content
     assert {job: second[job].content for job in fitted} == {job: first[job].content for job in fitted}
     assert all(second[job].skipped for job in fitted)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """All that a split by time fits before its first cut, and the sequences, which it does not."""
+
+    sequences: str
+    checksums: dict[str, str]
+    training: dict[str, list[int]]
+    teachers: list[TeacherTargets]
+
+
+def fit(tables: Path, work: Path, settings: OfflineSettings, spark: SparkSession) -> Fitted:
+    run_pipeline(tables, work, settings, session=spark)
+    data, checksums = PreparedData.load(work), contents(work)
+    training = {user: data.sequences.training(row).tolist() for row, user in enumerate(data.sequences.user_ids)}
+    kinds = [TeacherSettings(kind="ease", top=10), TeacherSettings(kind="item_to_item", top=10)]
+    teachers = [build_teacher(data, kind, max_history=50) for kind in kinds]
+    return Fitted(
+        checksums["sequences"],
+        {job: checksums[job] for job in ("training", *JOBS[JOBS.index("items") :])},
+        {user: items for user, items in training.items() if items},
+        [teacher for teacher in teachers if teacher is not None],
+    )
+
+
+def test_a_log_that_ends_at_the_cut_fits_the_same_as_one_that_goes_on_behind_it(
+    done: Run,
+    tmp_path: Path,
+    random_log: RandomLog,
+    write_tables: WriteTables,
+    spark: SparkSession,
+    quick: OfflineSettings,
+) -> None:
+    # Cuts by date: quantiles move with the number of events. Two work directories: every job runs twice.
+    split = SplitSettings(strategy="global_time", cut_times=(14 * DAY, 17 * DAY))
+    settings = quick.model_copy(update={"split": split})
+    before = [row for row in done.log.events if row["time"] < 14 * DAY]
+    _, behind = random_log(9, users=60, items=30, events=300, first=10_000, day=14)
+    ends = write_tables(tmp_path / "ends", done.log.items, before)
+    goes_on = write_tables(tmp_path / "goes_on", done.log.items, before + behind)
+    one = fit(ends, tmp_path / "one", settings, spark)
+    two = fit(goes_on, tmp_path / "two", settings, spark)
+    assert one.sequences != two.sequences
+    assert one.training == two.training
+    assert one.checksums == two.checksums
+    for teacher, other in zip(one.teachers, two.teachers, strict=True):
+        np.testing.assert_array_equal(teacher.items, other.items)
+        np.testing.assert_array_equal(teacher.cumulative, other.cumulative)
 
 
 def test_a_log_with_one_item_and_users_with_one_event(

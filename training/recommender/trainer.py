@@ -156,6 +156,8 @@ class Trainer:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         checkpoint = self.out / "checkpoint.safetensors"
+        for half in self.out.glob(f".{checkpoint.name}.*.tmp"):  # what a run wrote when it was killed
+            half.unlink(missing_ok=True)
         if checkpoint.exists():
             self.progress, self.average, self.best = load_checkpoint(
                 checkpoint,
