@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from benchmarks.decoding_methods import catalogue, methods
+from benchmarks.decoding_methods import ENGINES, catalogue, methods
 from benchmarks.figures import Figure, Report, environment, now
 from recsys.decoding.trie import SidTrie
 
@@ -126,7 +126,7 @@ def interleaved(
 
 
 def beam_figures(stem: str, times: Mapping[str, Times], rng: np.random.Generator) -> list[Figure]:
-    """Medians with intervals, the ratios to the prefill, and that of the exact beam to nezha.
+    """Medians with intervals, the ratios to the same engine's prefill, and that of the exact beam to nezha.
 
     Args:
         stem: `decoding.<backbone>.beam<B>`.
@@ -136,11 +136,17 @@ def beam_figures(stem: str, times: Mapping[str, Times], rng: np.random.Generator
     figures = []
     for name, values in times.items():
         figures.append(_median(f"{stem}.{name}.ms", values, "ms", rng))
-        if name != "prefill":
-            figures.append(_median(f"{stem}.{name}.over_prefill", values / times["prefill"], "ratio", rng))
+        prefill = _prefill_of(name)
+        if name != prefill:
+            figures.append(_median(f"{stem}.{name}.over_prefill", values / times[prefill], "ratio", rng))
     if "beam" in times:
         figures.append(_median(f"{stem}.beam.over_nezha", times["beam"] / times["nezha"], "ratio", rng))
     return figures
+
+
+def _prefill_of(name: str) -> str:
+    """The prefill of the same engine: by another's the ratio would speak of the engines."""
+    return next((f"prefill_{engine}" for engine in ENGINES if name.endswith(f"_{engine}")), "prefill")
 
 
 def _median(name: str, values: Times, unit: str, rng: np.random.Generator) -> Figure:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from recsys.backends import choose_engine
 from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.eligibility import Eligibility
 from recsys.decoding.flat import FlatDecoder
@@ -32,6 +33,7 @@ _WRITERS: Final[dict[str, type[CompactRecommender | TokenRecommender]]] = {
     "compact": CompactRecommender,
     "token": TokenRecommender,
 }
+ENGINES: Final = ("onnx", "onnx_int8")  # beside torch
 _TEXT: Final = 384  # width of the packaged text encoder
 _COLLABORATIVE: Final = 128
 
@@ -54,6 +56,7 @@ def methods(
     """Every method of one backbone at one beam width; each takes a history and answers it wholly.
 
     `prefill` is the backbone over the history alone. `flat` is the trunk of the same sizes over one position per item.
+    A method whose name ends in an engine's has its forwards from that engine, one without from torch.
     """
     rng = np.random.default_rng(settings.seed)
     features = ItemFeatures(
@@ -62,20 +65,24 @@ def methods(
         rng.standard_normal((settings.items, _COLLABORATIVE)).astype(np.float32),
         np.ones(settings.items, np.int64),
     )
-    torch.manual_seed(settings.seed)
-    model = _WRITERS[backbone.shape](_config(backbone, settings, backbone.shape), features).eval()
-    flat = FlatRecommender(_config(backbone, settings, "flat"), features).eval()
-    model.freeze()
-    flat.freeze()
-    decoders: dict[str, Decoder] = {
-        "nezha": NezhaDecoder(model, trie),
-        "nezha_bitmap": NezhaDecoder(model, trie, structure="bitmap"),
-        "nezha_sorted_keys": NezhaDecoder(model, trie, structure="sorted_keys"),
-        "flat": FlatDecoder(flat),
-    }
-    if isinstance(model, TokenRecommender):
-        decoders["beam"] = BeamDecoder(model, trie)
-    calls: dict[str, Call] = {"prefill": _prefill(model), "nezha_posthoc": PostHoc(model, trie, beam)}
+    calls: dict[str, Call] = {}
+    decoders: dict[str, Decoder] = {}
+    for engine in ("torch", *ENGINES):
+        ending = "" if engine == "torch" else f"_{engine}"
+        torch.manual_seed(settings.seed)  # every engine runs the same weights
+        model = _WRITERS[backbone.shape](_config(backbone, settings, backbone.shape), features).eval()
+        flat = FlatRecommender(_config(backbone, settings, "flat"), features).eval()
+        for one in (model, flat):
+            one.freeze(choose_engine(engine, one.config))
+        calls[f"prefill{ending}"] = _prefill(model)
+        decoders[f"nezha{ending}"] = NezhaDecoder(model, trie)
+        decoders[f"flat{ending}"] = FlatDecoder(flat)
+        if engine == "torch":
+            calls["nezha_posthoc"] = PostHoc(model, trie, beam)
+            decoders["nezha_bitmap"] = NezhaDecoder(model, trie, structure="bitmap")
+            decoders["nezha_sorted_keys"] = NezhaDecoder(model, trie, structure="sorted_keys")
+            if isinstance(model, TokenRecommender):
+                decoders["beam"] = BeamDecoder(model, trie)
     return calls | {name: _whole(decoder, beam, settings.answer) for name, decoder in decoders.items()}
 
 
@@ -90,7 +97,7 @@ def _prefill(model: CompactRecommender | TokenRecommender) -> Call:
         items, lengths = pad_histories([history])
         with torch.inference_mode():
             if isinstance(model, TokenRecommender):
-                return model.encode_prompt(items, lengths).last
+                return model.read(items, lengths)
             return model.trunk.last(items, lengths)
 
     return call

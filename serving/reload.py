@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def load_recommender(registry: Registry, version: str, *, decoder: str, beam: int, markers: Path) -> BundleRecommender:
+def load_recommender(
+    registry: Registry, version: str, *, decoder: str, engine: str, beam: int, markers: Path
+) -> BundleRecommender:
     """Verify and load a bundle, and let it answer once.
 
     Args:
         registry: where the bundle is.
         version: which.
         decoder: its name, or `auto`.
+        engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
         markers: directory that remembers which files were verified on this host.
 
@@ -38,7 +41,8 @@ def load_recommender(registry: Registry, version: str, *, decoder: str, beam: in
         WindfireError: the bundle is missing, corrupt or cannot answer.
     """
     bundle = registry.open(version, markers=markers)
-    recommender = BundleRecommender(bundle, load_decoder(bundle, None if decoder == "auto" else decoder), beam=beam)
+    chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
+    recommender = BundleRecommender(bundle, chosen, beam=beam)
     history = bundle.catalog.index.ids(bundle.popular(None)[:3])
     recommender.recommend([EngineRequest(history=history, n=10, time=time.time_ns() // 1_000)])
     return recommender
@@ -93,6 +97,7 @@ class BundleWatcher:
             self._registry,
             version,
             decoder=settings.decoder,
+            engine=settings.engine,
             beam=settings.beam,
             markers=settings.state / "verified",
         )

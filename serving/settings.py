@@ -11,6 +11,7 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import AfterValidator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from recsys.backends import EngineName
 from recsys.records import POSITIVE_ACTIONS
 
 
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8080
     decoder: str = "auto"
+    engine: EngineName = "auto"
     beam: Annotated[int, Ge(1), Le(4096)] = 50
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64

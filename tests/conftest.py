@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from recsys.records import ITEMS
 from recsys.storage import write_json_atomically
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 # Before torch is loaded: the tests' processes share the cores, and threads that wait by spinning would starve them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A busy machine is no failure.
+settings.register_profile("windfire", deadline=None)
+settings.load_profile("windfire")
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_ITEMS, TINY_USERS = 48, 30

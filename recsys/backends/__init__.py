@@ -1,17 +1,19 @@
-"""Backbones that need more than torch, and choosing among all of them."""
+"""Backbones and engines that need more than torch, and choosing among all of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from recsys.errors import ConfigError
 from recsys.models.compact import own_backbone
 
 if TYPE_CHECKING:
     from recsys.models import RecommenderConfig
-    from recsys.models.backbone import AnyBackbone
+    from recsys.models.backbone import AnyBackbone, Backbone, Engine, MakeEngine
 
-__all__ = ["choose_backbone"]
+__all__ = ["EngineName", "choose_backbone", "choose_engine"]
+
+EngineName = Literal["auto", "torch", "onnx", "onnx_int8"]
 
 
 def choose_backbone(config: RecommenderConfig) -> AnyBackbone:
@@ -32,3 +34,43 @@ def choose_backbone(config: RecommenderConfig) -> AnyBackbone:
             remedy="install transformers, or choose the backbone `own`",
         ) from error
     return HuggingFaceBackbone(config)
+
+
+def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
+    """What computes the forwards of a frozen model on a CPU.
+
+    Args:
+        name: `torch`; `onnx` (ONNX Runtime in float32); `onnx_int8` (8-bit weights, answers differ a little); `auto`,
+            which is `onnx` for the backbone `own` where onnxruntime is installed, else `torch`.
+        config: of the model.
+
+    Returns:
+        For `freeze` of the model; None stands for torch.
+
+    Raises:
+        ConfigError: an unknown name, or the library cannot be imported.
+    """
+    if name not in get_args(EngineName):
+        raise ConfigError(
+            "no such engine", field="engine", value=name, remedy=f"one of {', '.join(get_args(EngineName))}"
+        )
+    if name == "torch" or (name == "auto" and config.backbone != "own"):
+        return None
+    try:
+        from recsys.backends.onnx import OnnxEngine
+    except ImportError as error:
+        if name == "auto":
+            return None
+        raise ConfigError(
+            f"onnxruntime cannot be imported: {error}",
+            field="engine",
+            value=name,
+            remedy="install windfire's extra `cpu`, or choose the engine `torch`",
+        ) from error
+    # start, L tokens per item of the token shape, and its placeholders
+    positions = 1 + (config.max_history + 1) * config.levels
+
+    def make(backbone: Backbone) -> Engine:
+        return OnnxEngine(backbone, positions=positions, int8=name == "onnx_int8")
+
+    return make

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, DynamicCache, DynamicLayer
 
 from recsys.errors import ConfigError
-from recsys.models.backbone import KVCache, ffn_width
+from recsys.models.backbone import KVCache, ffn_width, take_tail
 
 if TYPE_CHECKING:
     from recsys.models import RecommenderConfig
+    from recsys.models.backbone import MakeEngine
 
 _DEFAULT_TYPE: Final = "qwen3"
 _ATTENTION: Final = ("sdpa", "eager")  # the implementations that take a mask of any form
@@ -67,13 +68,32 @@ class HuggingFaceBackbone(nn.Module):
                 remedy="`sliding_window: null` where the type has one, or another model_type, such as qwen3 or llama",
             )
 
-    def freeze(self) -> None:
-        """Nothing to do: a decoder of the library has one way to run."""
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+        """Nothing to do: a decoder of the library has one way to run.
 
-    def last(self, x: Tensor, *, positions: Tensor, lengths: Tensor) -> Tensor:
-        """See `recsys.models.backbone.Backbone.last`."""
-        hidden, _ = self.forward(x, positions=positions)
-        return hidden[torch.arange(len(x), device=x.device), lengths]
+        Raises:
+            ConfigError: an engine was asked for.
+        """
+        if make_engine is not None:
+            raise ConfigError(
+                "this engine runs the backbone `own` only",
+                field="engine",
+                value="onnx",
+                remedy="choose the engine `torch`",
+            )
+
+    def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
+        """See `recsys.models.backbone.Backbone.tail`."""
+        hidden, _ = self._causal(x)
+        return take_tail(hidden, ends, count)
+
+    def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
+        """See `recsys.models.backbone.Backbone.prefill`."""
+        hidden, cache = self._causal(x)
+        return take_tail(hidden, ends, 1)[:, 0], cache
+
+    def _causal(self, x: Tensor) -> tuple[Tensor, KVCache]:
+        return self.forward(x, positions=torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
 
     def forward(
         self, x: Tensor, *, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None

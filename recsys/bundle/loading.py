@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from recsys.backends import choose_backbone
+from recsys.backends import choose_backbone, choose_engine
 from recsys.bundle.manifest import corrupt
 from recsys.catalog.arrays import load_json
 from recsys.decoding.building import build_decoder
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     from recsys.models import Recommender
 
 
-def load_decoder(bundle: Bundle, name: str | None = None) -> Decoder:
+def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto") -> Decoder:
     """Build the decoder that answers from a bundle's weights.
 
     Args:
         bundle: opened.
         name: a decoder of the model's shape; None takes the shape's own (`nezha`, or `flat`).
+        engine: see `recsys.backends.choose_engine`.
 
     Raises:
-        ConfigError: the shape has no decoder of this name, or the backbone cannot be built here.
+        ConfigError: the shape has no decoder of this name, or the backbone or the engine cannot be built here.
         CorruptionError: the weights cannot be read; names the file.
         DataError: the weights do not fit the configuration or are not finite.
         VersionMismatchError: the model was made for another catalog or other codebooks.
     """
     features = ItemFeatures(bundle.codes, bundle.text, bundle.collaborative, bundle.train_counts)
     model = load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)
-    model.freeze()
+    model.freeze(choose_engine(engine, model.config))
     return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name)
 
 

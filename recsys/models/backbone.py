@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from recsys.models.frozen import FrozenBackbone
 
-_ROPE_BASE = 10_000.0
-_EPSILON = 1e-6
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    MakeEngine = Callable[["Backbone"], "Engine"]
+
+_ROPE_BASE: Final = 10_000.0
+EPSILON: Final = 1e-6  # of the norms
 
 
 class KVCache(NamedTuple):
@@ -26,6 +31,13 @@ class KVCache(NamedTuple):
     values: tuple[Tensor, ...]
 
 
+class Engine(Protocol):
+    """Computes a frozen backbone's `tail`."""
+
+    def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
+        """See `Backbone.tail`."""
+
+
 class AnyBackbone(Protocol):
     """What a recommender asks of its backbone: `Backbone` below, or one of `recsys.backends`."""
 
@@ -34,11 +46,20 @@ class AnyBackbone(Protocol):
     ) -> tuple[Tensor, KVCache]:
         """See `Backbone.forward`."""
 
-    def last(self, x: Tensor, *, positions: Tensor, lengths: Tensor) -> Tensor:
-        """See `Backbone.last`."""
+    def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
+        """See `Backbone.tail`."""
 
-    def freeze(self) -> None:
+    def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
+        """See `Backbone.prefill`."""
+
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
         """See `Backbone.freeze`."""
+
+
+def take_tail(hidden: Tensor, ends: Tensor, count: int) -> Tensor:
+    """(B, n, H), (B,) -> (B, count, H): the states of positions ends - count + 1..ends."""
+    places = ends[:, None] + torch.arange(1 - count, 1, device=hidden.device)  # (B, count)
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], places]
 
 
 def ffn_width(d_model: int, multiple: float) -> int:
@@ -134,9 +155,9 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, heads: int, ffn_width: int, dropout: float) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model, eps=_EPSILON)
+        self.attention_norm = nn.RMSNorm(d_model, eps=EPSILON)
         self.attention = Attention(d_model, heads)
-        self.ffn_norm = nn.RMSNorm(d_model, eps=_EPSILON)
+        self.ffn_norm = nn.RMSNorm(d_model, eps=EPSILON)
         self.ffn = SwiGLU(d_model, ffn_width)
         self.dropout = nn.Dropout(dropout)
 
@@ -161,36 +182,53 @@ class Backbone(nn.Module):
         self.head_width = d_model // heads
         width = ffn_width(d_model, ffn_multiple)
         self.blocks = nn.ModuleList(Block(d_model, heads, width, dropout) for _ in range(layers))
-        self.norm = nn.RMSNorm(d_model, eps=_EPSILON)
+        self.norm = nn.RMSNorm(d_model, eps=EPSILON)
         self._frozen: FrozenBackbone | None = None
+        self._engine: Engine | None = None
 
     @torch.inference_mode()
-    def freeze(self) -> None:
-        """For inference with weights that will not change: causal forwards take the shorter way; `train()` ends it."""
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+        """For inference with weights that will not change; `train()` ends it.
+
+        Args:
+            make_engine: what computes `tail`; None takes `FrozenBackbone`, which computes `prefill` in any case.
+        """
         frequency = rotary_frequency(self.head_width, self.norm.weight.device)
-        self._frozen = FrozenBackbone(self, frequency=frequency, epsilon=_EPSILON)
+        self._frozen = FrozenBackbone(self, frequency=frequency, epsilon=EPSILON)
+        self._engine = None if make_engine is None else make_engine(self)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; weights that train again no longer fit frozen ones."""
         if mode:
-            self._frozen = None
+            self._frozen = self._engine = None
         return super().train(mode)
 
-    def last(self, x: Tensor, *, positions: Tensor, lengths: Tensor) -> Tensor:
-        """The state of one position per row, causal and without a cache.
+    def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
+        """The states of each row's last positions, causal, from an empty cache.
 
         Args:
-            x: (B, n, H) embedded tokens.
-            positions: (B, n) integer positions.
-            lengths: (B,) the wanted position, 0..n-1; what stands behind is padding.
+            x: (B, n, H) embedded tokens at positions 0..n-1; what stands behind a row's end is padding.
+            ends: (B,) each row's last position, at least count - 1.
+            count: positions wanted per row.
 
         Returns:
-            (B, H).
+            (B, count, H): positions ends - count + 1..ends.
         """
+        if self._engine is not None:
+            return self._engine.tail(x, ends=ends, count=count)
+        return self._tail(x, ends, count)[0]
+
+    def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
+        """What a beam continues from: (B, n, H), (B,) -> the states of positions `ends` (B, H), keys and values."""
+        states, cache = self._tail(x, ends, 1)
+        return states[:, 0], cache
+
+    def _tail(self, x: Tensor, ends: Tensor, count: int) -> tuple[Tensor, KVCache]:
         if self._frozen is not None:
-            return self._frozen.last(x, positions, lengths)
-        hidden, _ = self.forward(x, positions=positions)
-        return hidden[torch.arange(len(x), device=x.device), lengths]
+            states, keys, values = self._frozen.tail(x, ends=ends, count=count)
+            return states, KVCache(keys, values)
+        hidden, cache = self.forward(x, positions=torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
+        return take_tail(hidden, ends, count), cache
 
     def forward(
         self, x: Tensor, *, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
@@ -206,9 +244,6 @@ class Backbone(nn.Module):
         Returns:
             hidden states (B, n, H) after the final norm, and the cache of all m + n tokens.
         """
-        if self._frozen is not None and mask is None and cache is None:
-            hidden, keys, values = self._frozen(x, positions)
-            return hidden, KVCache(tuple(keys), tuple(values))
         rotation = Rotation.of(positions, self.head_width)
         keys, values = [], []
         for layer, block in enumerate(self.blocks):

@@ -15,7 +15,7 @@ from recsys.models.item_input import ItemFeatures, ItemInput
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from recsys.models.backbone import AnyBackbone
+    from recsys.models.backbone import AnyBackbone, MakeEngine
     from recsys.models.config import RecommenderConfig
 
     MakeBackbone = Callable[[RecommenderConfig], AnyBackbone]
@@ -62,27 +62,24 @@ class Trunk(nn.Module):
         Returns:
             (B, n + 1, H): position j has read the first j items.
         """
-        x, positions = self._embedded(items)
-        hidden, _ = self.backbone(x, positions=positions)
+        x = self._embedded(items)
+        hidden, _ = self.backbone(x, positions=torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
         return hidden
 
-    def _embedded(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, n + 1, H) and positions (B, n + 1); padding stands on the right: causal attention keeps it out."""
-        batch, count = items.shape
+    def _embedded(self, items: Tensor) -> Tensor:
+        """(B, n + 1, H); padding stands on the right: causal attention keeps it out."""
         embedded = self.input(items.clamp(min=0))  # (B, n, H)
-        x = torch.cat([self.start.expand(batch, 1, -1).to(embedded.dtype), embedded], dim=1)
-        positions = torch.arange(count + 1, device=items.device).expand(batch, -1)
-        return self.dropout(x) if self.training else x, positions
+        x = torch.cat([self.start.expand(len(items), 1, -1).to(embedded.dtype), embedded], dim=1)
+        return self.dropout(x) if self.training else x
 
-    def freeze(self) -> None:
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
         """See `CompactRecommender.freeze`."""
         self.input.freeze(with_codes=True)
-        self.backbone.freeze()
+        self.backbone.freeze(make_engine)
 
     def last(self, items: Tensor, lengths: Tensor) -> Tensor:
         """The hidden state behind the whole history: items (B, n), lengths (B,) -> (B, H)."""
-        x, positions = self._embedded(items)
-        return self.backbone.last(x, positions=positions, lengths=lengths)
+        return self.backbone.tail(self._embedded(items), ends=lengths, count=1)[:, 0]
 
 
 class CompactRecommender(nn.Module):
@@ -111,9 +108,16 @@ class CompactRecommender(nn.Module):
             return torch.cat([hidden, placed], dim=1).view(len(hidden), -1, hidden.shape[1])
         return torch.stack([hidden, *(layer(hidden) for layer in self.place)], dim=1)
 
-    def freeze(self) -> None:
-        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed."""
-        self.trunk.freeze()
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed.
+
+        Args:
+            make_engine: what computes the backbone's forward; `recsys.backends.choose_engine` knows all.
+
+        Raises:
+            ConfigError: the engine cannot run this backbone.
+        """
+        self.trunk.freeze(make_engine)
         self._places = torch.cat(
             [layer.get_parameter("weight").detach().T for layer in self.place], dim=1
         )  # (H, L * H)
@@ -143,9 +147,16 @@ class FlatRecommender(nn.Module):
         self.item_output = nn.Embedding(config.num_items, config.d_model)
         nn.init.normal_(self.item_output.weight, std=0.02)
 
-    def freeze(self) -> None:
-        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed."""
-        self.trunk.freeze()
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed.
+
+        Args:
+            make_engine: what computes the backbone's forward; `recsys.backends.choose_engine` knows all.
+
+        Raises:
+            ConfigError: the engine cannot run this backbone.
+        """
+        self.trunk.freeze(make_engine)
 
     def item_vectors(self) -> Tensor:
         """(I, H): a free vector plus what the input knows of the item's content."""

@@ -39,7 +39,7 @@ class _Layer(NamedTuple):
 
 
 class FrozenBackbone:
-    """Causal forwards without a cache, by weights that will not change.
+    """Causal forwards from an empty cache, by weights that will not change.
 
     Args:
         backbone: in evaluation mode; its weights are copied.
@@ -55,52 +55,50 @@ class FrozenBackbone:
         self._frequency = torch.cat([frequency, frequency])  # (d,)
         self._sign = torch.cat([-torch.ones_like(frequency), torch.ones_like(frequency)])  # (d,)
 
-    def __call__(self, x: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Embedded tokens (B, n, H) at positions (B, n) -> hidden states (B, n, H), keys and values per layer."""
+    def tail(self, x: Tensor, *, ends: Tensor, count: int) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """See `recsys.models.backbone.Backbone.tail`; of the last block nothing else is computed but keys and values.
+
+        Returns:
+            (B, count, H), and keys and values per layer, (B, heads, n, d) each.
+        """
         shape = x.shape
-        turn = self._turn(positions, x.dtype)
+        batch, length, width = shape
+        turn = self._turn(torch.arange(length, device=x.device).repeat(batch), x.dtype)
+        x = x.reshape(-1, width)  # (B * n, H)
         keys: list[Tensor] = []
         values: list[Tensor] = []
-        x = x.reshape(-1, shape[2])  # (B * n, H)
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             q, k, v = self._attended(layer, x, turn, shape)
             x = self._block_end(layer, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
             keys.append(k)
             values.append(v)
-        return self._normed(x).mul_(self._norm).view(shape), keys, values
-
-    def last(self, x: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """As a call, but only the state of each row's position `lengths`: the last block computes nothing else.
-
-        Args:
-            x: (B, n, H) embedded tokens.
-            positions: (B, n).
-            lengths: (B,) in 0..n-1; what stands behind is padding.
-
-        Returns:
-            (B, H).
-        """
-        shape = x.shape
-        batch, count, width = shape
-        turn = self._turn(positions, x.dtype)
-        x = x.reshape(-1, width)  # (B * n, H)
-        for layer in self._layers[:-1]:
-            q, k, v = self._attended(layer, x, turn, shape)
-            x = self._block_end(layer, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         q, k, v = self._attended(self._layers[-1], x, turn, shape)
-        places = lengths + torch.arange(batch, device=x.device) * count
-        chosen = q.transpose(1, 2).reshape(batch * count, -1).index_select(0, places)  # (B, H)
-        query = chosen.view(batch, self._heads, 1, -1)
-        seen = (torch.arange(count, device=x.device) <= lengths[:, None])[:, None, None] if batch > 1 else None
-        if batch == 1:  # one history has no padding, except the empty one behind its start
-            k, v = k[:, :, : int(lengths) + 1], v[:, :, : int(lengths) + 1]
-        mixed = F.scaled_dot_product_attention(query, k, v, attn_mask=seen)
+        keys.append(k)
+        values.append(v)
+        mixed, places = self._mixed_tail(q, k, v, ends, count)
         x = self._block_end(self._layers[-1], x.index_select(0, places), mixed)
-        return self._normed(x).mul_(self._norm)
+        return self._normed(x).mul_(self._norm).view(batch, count, width), tuple(keys), tuple(values)
+
+    def _mixed_tail(self, q: Tensor, k: Tensor, v: Tensor, ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Attention of the wanted positions: (B, heads, count, d), and their places (B * count,) among B * n."""
+        batch, _, length, _ = q.shape
+        wanted = ends[:, None] + torch.arange(1 - count, 1, device=q.device)  # (B, count)
+        places = (wanted + torch.arange(batch, device=q.device)[:, None] * length).flatten()
+        if batch == 1:  # one history has no padding, except the empty one behind its start
+            stop = int(ends) + 1
+            q, k, v = q[:, :, stop - count : stop], k[:, :, :stop], v[:, :, :stop]
+            if count == 1:
+                return F.scaled_dot_product_attention(q, k, v), places
+            length = stop
+        else:
+            q = q.transpose(1, 2).flatten(0, 1).index_select(0, places).view(batch, count, self._heads, -1)
+            q = q.transpose(1, 2)
+        seen = torch.arange(length, device=q.device) <= wanted[:, :, None]  # (B, count, n)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None]), places
 
     def _turn(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, (B * n, 1, 1, d) each."""
-        angle = positions.reshape(-1, 1, 1, 1) * self._frequency
+        """Of positions (N,): cosines and signed sines, (N, 1, 1, d) each."""
+        angle = positions.view(-1, 1, 1, 1) * self._frequency
         return angle.cos().to(dtype), (angle.sin() * self._sign).to(dtype)
 
     def _attended(

@@ -17,7 +17,7 @@ from recsys.models.head import DraftHead
 from recsys.models.item_input import ItemFeatures, ItemInput
 
 if TYPE_CHECKING:
-    from recsys.models.backbone import KVCache
+    from recsys.models.backbone import KVCache, MakeEngine
     from recsys.models.compact import MakeBackbone
     from recsys.models.config import RecommenderConfig
 
@@ -89,10 +89,10 @@ class TokenRecommender(nn.Module):
         self.head = DraftHead(config)
         self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
 
-    def freeze(self) -> None:
-        """For inference with weights that will not change: item inputs are tabled, the backbone laid out for speed."""
+    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+        """See `CompactRecommender.freeze`."""
         self.input.freeze(with_codes=False)
-        self.backbone.freeze()
+        self.backbone.freeze(make_engine)
 
     def embed_codes(self, level: int, codes: Tensor) -> Tensor:
         """Tokens of a level (from 0) before the item is complete: codes (...) -> (..., H)."""
@@ -158,27 +158,26 @@ class TokenRecommender(nn.Module):
             (B, L+1, H): the newest token and the placeholders.
         """
         levels = self.config.levels
-        batch = len(items)
-        prompt, positions, real = self._prompt(items, lengths)
-        x = torch.cat([prompt, self.placeholder.expand(batch, -1, -1).to(prompt.dtype)], dim=1)
         last = lengths * levels
-        placed = last[:, None] + torch.arange(1, levels + 1, device=items.device)
-        mask = None
-        if not bool(real.all()):
-            total = x.shape[1]
-            keys = torch.cat([real, real.new_ones(batch, levels)], dim=1)
-            causal = torch.ones(total, total, dtype=torch.bool, device=items.device).tril()
-            mask = causal[None, None] & keys[:, None, None, :]
-        hidden, _ = self.backbone(x, positions=torch.cat([positions, placed], dim=1), mask=mask)
-        newest = hidden[torch.arange(batch, device=items.device), last]
-        return torch.cat([newest[:, None], hidden[:, -levels:]], dim=1)
+        prompt = self._prompt(items)
+        placeholder = self.placeholder.expand(len(items), -1, -1).to(prompt.dtype)
+        x = torch.cat([prompt, placeholder], dim=1)  # (B, 1 + n * L + L, H)
+        if len(items) > 1 or int(lengths) < items.shape[1]:  # behind each row's own end, before its padding
+            places = last[:, None] + torch.arange(1, levels + 1, device=items.device)
+            x[torch.arange(len(items), device=items.device)[:, None], places] = placeholder
+        return self.backbone.tail(x, ends=last + levels, count=levels + 1)
+
+    def read(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """The history alone: items (B, n) padded with -1, lengths (B,) -> (B, H), the state of the newest token."""
+        return self.backbone.tail(self._prompt(items), ends=lengths * self.config.levels, count=1)[:, 0]
 
     def encode_prompt(self, items: Tensor, lengths: Tensor) -> Prompt:
         """The prompt alone, for `beam`: items (B, n) padded with -1, lengths (B,)."""
-        prompt, positions, real = self._prompt(items, lengths)
-        hidden, cache = self.backbone(prompt, positions=positions)
+        prompt = self._prompt(items)
         last = lengths * self.config.levels
-        return Prompt(hidden[torch.arange(len(items), device=items.device), last], cache, real, last + 1)
+        state, cache = self.backbone.prefill(prompt, ends=last)
+        real = torch.arange(prompt.shape[1], device=items.device) <= last[:, None]
+        return Prompt(state, cache, real, last + 1)
 
     def extend(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
         """Run further tokens behind a cache.
@@ -192,10 +191,7 @@ class TokenRecommender(nn.Module):
         hidden, extended = self.backbone(tokens, positions=positions, mask=mask, cache=cache)
         return hidden, extended
 
-    def _prompt(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch = len(items)
+    def _prompt(self, items: Tensor) -> Tensor:
+        """(B, 1 + n * L, H)."""
         tokens = self.embed_items(items.clamp(min=0))
-        prompt = torch.cat([self.start.expand(batch, 1, -1).to(tokens.dtype), tokens], dim=1)
-        positions = torch.arange(prompt.shape[1], device=items.device).expand(batch, -1)
-        real = positions <= (lengths * self.config.levels)[:, None]
-        return prompt, positions, real
+        return torch.cat([self.start.expand(len(items), 1, -1).to(tokens.dtype), tokens], dim=1)

@@ -89,7 +89,7 @@ class HistoryMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-HistoryMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+HistoryMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=15)
 TestHistoryMachine = HistoryMachine.TestCase
 
 

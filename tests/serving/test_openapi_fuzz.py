@@ -39,7 +39,7 @@ schema = schemathesis.openapi.from_dict(document)
 
 
 @schema.parametrize()
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_the_server_is_what_its_document_says(case: schemathesis.Case[Any], shared_url: str) -> None:
     case.call_and_validate(base_url=shared_url)
 
@@ -84,7 +84,7 @@ def ask(client: TestClient, body: Any) -> Any:
     return client.post("/v1/recommend", content=json.dumps(body), headers={"Content-Type": "application/json"})
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(body=good)
 def test_random_histories_are_answered(fuzzed: TestClient, body: dict[str, Any]) -> None:
     response = ask(fuzzed, body)
@@ -103,7 +103,7 @@ def test_random_histories_are_answered(fuzzed: TestClient, body: dict[str, Any])
         assert scores == sorted(scores, reverse=True)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(body=spoiled | anything)
 def test_random_bodies_have_a_documented_answer(fuzzed: TestClient, body: Any) -> None:
     response = ask(fuzzed, body)
@@ -112,7 +112,7 @@ def test_random_bodies_have_a_documented_answer(fuzzed: TestClient, body: Any) -
     models[response.status_code].model_validate(orjson.loads(response.content))
 
 
-@settings(max_examples=EXAMPLES // 3, deadline=None)
+@settings(max_examples=EXAMPLES // 3)
 @given(content=st.binary(max_size=200))
 def test_random_bytes_have_a_documented_answer(fuzzed: TestClient, content: bytes) -> None:
     for path in ("/v1/recommend", "/v1/events"):

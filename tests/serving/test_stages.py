@@ -196,7 +196,7 @@ def naive_eligible(bundle: Bundle, request: EngineRequest) -> set[str]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(request=requests())
 def test_slates_hold_distinct_eligible_items_as_many_as_there_are(
     recommender: BundleRecommender, served_bundle: Bundle, request: EngineRequest

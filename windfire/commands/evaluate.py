@@ -36,6 +36,7 @@ def command(
     part: Annotated[Part, typer.Option(help="Held-out events.")] = Part.TEST,
     beam: Annotated[int, typer.Option(min=1, help="Prefixes kept per level.")] = 50,
     decoder: Annotated[str, typer.Option(help="auto, or a decoder of the bundle's model.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, onnx or onnx_int8.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
     """Measure a bundle on the held-out events, over the full catalogue, with 95 % intervals over users."""
@@ -47,9 +48,15 @@ def command(
     started = now()
     store = Registry(registry)
     bundle = store.open_current() if version is None else store.open(version)
-    chosen = load_decoder(bundle, None if decoder == "auto" else decoder)
+    chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     figures = evaluate_bundle(bundle, chosen, PreparedData.load(data), part=part.value, beam=beam)
-    settings = {"bundle": bundle.manifest.version, "decoder": chosen.name, "part": part.value, "beam": beam}
+    settings = {
+        "bundle": bundle.manifest.version,
+        "decoder": chosen.name,
+        "engine": engine,
+        "part": part.value,
+        "beam": beam,
+    }
     if as_json:
         command_line = shlex.join(["windfire", *sys.argv[1:]])
         report = Report(command_line, settings, (), figures, started, environment())

@@ -79,7 +79,7 @@ def test_a_cache_gives_the_same_states(keys: dict[str, Any]) -> None:
         _, prompt = made(x[:, :4], positions=positions[:, :4])
         kept = [key.clone() for key in prompt.keys]
         rest, grown = made(x[:, 4:], positions=positions[:, 4:], mask=causal[:, :, 4:], cache=prompt)
-        last = made.last(x, positions=positions, lengths=torch.tensor([5, 2]))
+        last = made.tail(x, ends=torch.tensor([5, 2]), count=1)[:, 0]
     torch.testing.assert_close(masked, whole, **CLOSE)
     torch.testing.assert_close(rest, whole[:, 4:], **CLOSE)
     torch.testing.assert_close(last, torch.stack([whole[0, 5], whole[1, 2]]), rtol=0, atol=0)

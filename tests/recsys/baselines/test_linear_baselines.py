@@ -32,7 +32,6 @@ def naive_weights(history: np.ndarray, num_items: int, decay: float, max_history
 
 
 @given(logs)
-@settings(deadline=None)
 def test_training_matrix_holds_the_training_part_only(prepared: Prepare, rows: list[list[int]]) -> None:
     data = prepared(rows, 7)
     expected = np.zeros((len(rows), 7))
@@ -48,7 +47,7 @@ def test_recency_weights_fall_with_age() -> None:
 
 
 @given(logs, st.sampled_from([0.5, 20.0]), st.sampled_from([0.6, 1.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_ease_equals_the_closed_form_in_float64(
     prepared: Prepare, rows: list[list[int]], regularisation: float, decay: float
 ) -> None:
@@ -91,7 +90,7 @@ def test_ease_needs_interactions(small_log: PreparedData) -> None:
 
 
 @given(logs, st.sampled_from([0.0, 10.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_item_cf_equals_the_loop(prepared: Prepare, rows: list[list[int]], shrink: float) -> None:
     data = prepared(rows, 7)
     users = [set(data.sequences.training(user).tolist()) for user in range(len(rows))]

@@ -121,7 +121,7 @@ def naive_beam(scores_of: dict[tuple[int, ...], float], width: int) -> set[tuple
 
 @pytest.mark.parametrize(("whole", "backbone"), [(False, "own"), (True, "own"), (False, "huggingface")])
 @pytest.mark.parametrize(("shape", "name"), WAYS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 1000))
 def test_full_width_equals_enumeration(shape: str, name: str, whole: bool, backbone: str, seed: int) -> None:
     model, trie = built(shape, seed, whole_codebook=whole, **BACKBONES[backbone])
@@ -139,7 +139,7 @@ def test_full_width_equals_enumeration(shape: str, name: str, whole: bool, backb
 
 
 @pytest.mark.parametrize(("shape", "name"), WAYS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), width=st.integers(1, 6))
 def test_a_narrow_beam_equals_a_naive_one(shape: str, name: str, seed: int, width: int) -> None:
     model, trie = built(shape, seed)
@@ -167,7 +167,7 @@ def test_a_narrow_beam_equals_a_naive_one(shape: str, name: str, seed: int, widt
 
 
 @pytest.mark.parametrize(("shape", "name"), [*WAYS, ("flat", "flat")])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1), k=st.integers(1, 40), beam=st.integers(1, 40))
 def test_answers_are_eligible_distinct_and_sorted(
     shape: str, name: str, seed: int, share: float, k: int, beam: int

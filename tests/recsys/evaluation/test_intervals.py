@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import InputError
@@ -18,7 +18,6 @@ def test_every_replicate_draws_as_many_users_as_there_are(users: int, replicates
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.integers(0, 99))
-@settings(deadline=None)
 def test_resampled_means_equal_the_loop(metrics: int, seeds: int, users: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     gains = rng.random((metrics, seeds, users))

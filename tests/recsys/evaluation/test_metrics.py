@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import InputError
@@ -48,7 +48,6 @@ cases = st.integers(2, 8).flatmap(
 
 
 @given(cases)
-@settings(deadline=None)
 def test_ranks_equal_the_naive_oracle(rows: list[tuple[list[float], int, list[int]]]) -> None:
     scores = np.asarray([row[0] for row in rows], dtype=np.float32)
     kept = scores.copy()
@@ -61,7 +60,6 @@ def test_ranks_equal_the_naive_oracle(rows: list[tuple[list[float], int, list[in
 
 
 @given(cases, st.integers(1, 9))
-@settings(deadline=None)
 def test_a_complete_list_gives_the_same_rank_as_the_scores(
     rows: list[tuple[list[float], int, list[int]]], k: int
 ) -> None:

@@ -173,7 +173,7 @@ def restarted(log: EventLog, remembered: int) -> EventLog:
 NEXT_LOG: dict[bool, Callable[[EventLog, int], EventLog]] = {False: lambda log, _: log, True: restarted}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 6), max_size=5), st.booleans()), max_size=10), st.integers(1, 8))
 def test_the_idempotency_window_is_the_newest_events_of_the_log(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[list[int], bool]], remembered: int

@@ -36,7 +36,7 @@ def reopen(segment: Path) -> tuple[int, list[bytes]]:
     return log.cut_bytes, found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.binary(max_size=40), max_size=4), max_size=8), st.integers(1, 200))
 def test_what_was_appended_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, groups: list[list[bytes]], segment_bytes: int

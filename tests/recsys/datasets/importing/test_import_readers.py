@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from recsys.datasets.importing.chunks import MAX_LINE, Chunk, Limits, Reading
@@ -39,7 +39,6 @@ def read(file: RowFile, wanted: list[str], block: int = 1 << 20) -> list[Chunk]:
 
 
 @pytest.mark.parametrize("cells", [PLAIN, ANY])
-@settings(deadline=None)
 @given(data=st.data(), block=BLOCKS)
 def test_csv_round_trip(cells: st.SearchStrategy[str], data: st.DataObject, block: int) -> None:
     rows = data.draw(st.lists(st.tuples(cells, cells), max_size=8))
@@ -56,7 +55,6 @@ def test_csv_round_trip(cells: st.SearchStrategy[str], data: st.DataObject, bloc
     assert list(chain.from_iterable(chunk.lines.tolist() for chunk in chunks)) == line_of_row
 
 
-@settings(deadline=None)
 @given(
     lines=st.lists(st.sampled_from(["u,1", "u,1,2", '"u,1', "\xff,1", "", '"u"x,1', '"a\nb",2']), max_size=8),
     block=BLOCKS,
@@ -118,7 +116,6 @@ def test_a_file_without_line_ends_is_refused(tmp_path: Path) -> None:
         read(DelimitedFile(path, "x.csv"), ["a"], 16)
 
 
-@settings(deadline=None)
 @given(block=BLOCKS)
 def test_json_lines(block: int) -> None:
     lines = [b'{"a": 1, "b": "x"}', b"", b"[1]", b'{"a": "\xff"}', b'{"a": ', b'{"b": null}']

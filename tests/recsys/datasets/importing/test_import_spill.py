@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.datasets.importing.spill import KnownIds, Positions, Spill, first_of_each, hash64
@@ -15,7 +15,6 @@ from recsys.datasets.importing.spill import KnownIds, Positions, Spill, first_of
 IDS = st.text("abcé", min_size=1, max_size=2)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(IDS, st.integers(0, 3)), max_size=20), st.integers(1, 5), st.integers(1, 7))
 def test_a_key_is_met_in_one_partition_in_the_order_of_arrival(
     rows: list[tuple[str, int]], partitions: int, batch: int
@@ -36,7 +35,6 @@ def test_a_key_is_met_in_one_partition_in_the_order_of_arrival(
         assert together == [value for other, value in rows if other == key]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(IDS, IDS, st.integers(0, 2)), max_size=20))
 def test_first_of_each(rows: list[tuple[str, str, int]]) -> None:
     keys, users, times = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
@@ -57,7 +55,6 @@ def test_first_of_each(rows: list[tuple[str, str, int]]) -> None:
     assert first_of_each(table, "key", ["user", "time", "arrival"]).tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(IDS, max_size=8), max_size=4))
 def test_positions(batches: list[list[str]]) -> None:
     positions = Positions()
@@ -71,7 +68,6 @@ def test_positions(batches: list[list[str]]) -> None:
     assert positions.counts == dict(counts)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sets(IDS), max_size=3), st.lists(IDS))
 def test_known_ids(parts: list[set[str]], asked: list[str]) -> None:
     known = KnownIds([hash64(pa.array(sorted(part), pa.string())) for part in parts])

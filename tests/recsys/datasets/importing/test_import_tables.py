@@ -85,7 +85,7 @@ def run(source: Path, out: Path, limits: Limits) -> Sink:
     ("file", "content", "catalogue"),
     [("notes.txt", "", []), ("items.csv", "item_id,title\ni1,One\ni2,\ni2,again\n", ["i1", "i2"])],
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(events=st.lists(EVENT, min_size=1, max_size=14), limits=st.sampled_from([TINY, Limits()]))
 def test_every_row_is_accounted_for(
     file: str, content: str, catalogue: list[str], events: list[dict[str, Any]], limits: Limits

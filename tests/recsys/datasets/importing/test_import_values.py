@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.datasets.importing.times import guess_form, time_converter
@@ -57,7 +57,6 @@ CASES: list[tuple[Converter, st.SearchStrategy[str]]] = [
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-@settings(deadline=None)
 @given(data=st.data())
 def test_the_fast_way_agrees_with_the_careful_way(case: int, data: st.DataObject) -> None:
     converter, values = CASES[case]

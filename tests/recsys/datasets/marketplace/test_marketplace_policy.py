@@ -31,7 +31,7 @@ def _propensities_by_hand(
 
 
 @given(st.integers(0, 29), st.integers(0, 2**32), st.sampled_from([0.0, 0.01, 0.4, 1.0]), st.integers(1, 45))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_propensities_are_those_of_the_documented_mixture(
     market: Marketplace, day: int, seed: int, exploration: float, length: int
 ) -> None:

@@ -134,7 +134,7 @@ def _utility_by_hand(market: Marketplace, user: int, item: int, scene: Scene, ti
 
 
 @given(st.integers(0, 199), st.integers(0, 374), st.sampled_from(list(Scene)), st.integers(START, START + 20 * DAY - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_utility_is_the_documented_sum(market: Marketplace, user: int, item: int, scene: Scene, time: int) -> None:
     got = market.utility([user], [[item]], scene, time)
     assert got.dtype == np.float64
