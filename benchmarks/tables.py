@@ -1,7 +1,8 @@
 """Tables of README.md and docs/*.md, made from docs/figures/*.json: `python -m benchmarks.tables`.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
-`quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`.
+`quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
+`decoding-engines`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MARKED: Final = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _ABSENT: Final = "-"
+_ENGINES: Final = ("_onnx", "_onnx_int8")  # endings of methods whose forwards torch does not compute
 
 Named = dict[str, Figure]
 
@@ -111,11 +113,28 @@ def ablations_table(dataset: str, figures: Named, methods: Mapping[str, Any]) ->
 
 
 def decoding_table(figures: Named) -> Table:
-    """Milliseconds and the ratio to the prefill alone."""
+    """Every method with torch's forwards."""
+    found = [place for place in _timed(figures) if not place[2].endswith(_ENGINES)]
+    return _decoding(found, figures, "median ms, in brackets over prefill")
+
+
+def engines_table(figures: Named) -> Table:
+    """The engines beside each other, on one thread, with the exact beam."""
+    names = [f"{name}{ending}" for ending in ("", *_ENGINES) for name in ("prefill", "nezha", "flat")]
+    found = [place for place in _timed(figures) if place[2] in {*names, "beam"} and "threads" not in place[0]]
+    found.sort(key=lambda place: names.index(place[2]) if place[2] in names else len(names))
+    return _decoding(found, figures, "median ms on one thread, in brackets over the same engine's prefill")
+
+
+def _timed(figures: Named) -> list[tuple[str, str, str]]:
+    """Backbone, beam and method of every time."""
     pattern = re.compile(r"decoding\.(\w+)\.beam(\d+)\.(\w+)\.ms")
-    found = [match for name in figures if (match := pattern.fullmatch(name))]
-    places = list(dict.fromkeys((match[1], match[2]) for match in found))
-    names = list(dict.fromkeys(match[3] for match in found))
+    return [(match[1], match[2], match[3]) for name in figures if (match := pattern.fullmatch(name))]
+
+
+def _decoding(found: Sequence[tuple[str, str, str]], figures: Named, title: str) -> Table:
+    places = list(dict.fromkeys(place[:2] for place in found))
+    names = list(dict.fromkeys(place[2] for place in found))
     rows = []
     for backbone, beam in places:
         cells = []
@@ -125,7 +144,7 @@ def decoding_table(figures: Named) -> Table:
             text = _ABSENT if time is None else f"{time.value:.3g}"
             cells.append(text if ratio is None else f"{text} ({ratio.value:.2f})")
         rows.append([f"{backbone}, beam {beam}", *cells])
-    return Table("median ms, in brackets over prefill", ["backbone", *names], rows)
+    return Table(title, ["backbone", *names], rows)
 
 
 _QUALITY: Final[dict[str, Callable[[str, Named, Mapping[str, Any]], Table]]] = {
@@ -144,9 +163,13 @@ def quality_overview(report: Report) -> list[RichTable]:
     return [table.rich() for table in tables if table.rows]
 
 
-def decoding_overview(report: Report) -> RichTable:
-    """The table that a terminal shows after `windfire bench decoding`."""
-    return decoding_table({figure.name: figure for figure in report.figures}).rich()
+_DECODING: Final[dict[str, Callable[[Named], Table]]] = {"": decoding_table, "engines": engines_table}
+
+
+def decoding_overview(report: Report) -> list[RichTable]:
+    """The tables that a terminal shows after `windfire bench decoding`."""
+    named = {figure.name: figure for figure in report.figures}
+    return [build(named).rich() for build in _DECODING.values()]
 
 
 def render(name: str, folder: Path = FIGURES) -> str:
@@ -161,7 +184,8 @@ def render(name: str, folder: Path = FIGURES) -> str:
     """
     bench, _, rest = name.partition("-")
     dataset, _, kind = rest.partition("-")
-    if bench not in ("quality", "decoding") or kind not in _QUALITY:
+    known = kind in _QUALITY if bench == "quality" else bench == "decoding" and rest in _DECODING
+    if not known:
         raise DataError("no table has this name", field="table", value=name, remedy="see benchmarks/tables.py")
     path = folder / f"{bench}.json"
     if not path.exists():
@@ -169,7 +193,7 @@ def render(name: str, folder: Path = FIGURES) -> str:
     report = Report.load(path)
     figures = {figure.name: figure for figure in report.figures}
     if bench == "decoding":
-        return decoding_table(figures).markdown()
+        return _DECODING[rest](figures).markdown()
     table = _QUALITY[kind](dataset, figures, report.settings["methods"])
     if not table.rows:
         raise DataError("the figures hold nothing for this table", field="table", value=name)

@@ -42,6 +42,10 @@ def folder(tmp_path: Path) -> Path:
         Figure("decoding.d256x4.beam50.prefill.ms", 5.071, "ms"),
         Figure("decoding.d256x4.beam50.nezha.ms", 6.06, "ms"),
         Figure("decoding.d256x4.beam50.nezha.over_prefill", 1.1951, "ratio"),
+        Figure("decoding.d256x4.beam50.nezha_bitmap.ms", 7.0, "ms"),
+        Figure("decoding.d256x4.beam50.beam.ms", 20.0, "ms"),
+        Figure("decoding.d256x4.beam50.nezha_onnx.ms", 3.5, "ms"),
+        Figure("decoding.d256x4_2threads.beam50.nezha_onnx.ms", 3.4, "ms"),
     ]  # fmt: skip
     report = Report("windfire bench", {"methods": methods, "datasets": {"ring": {}, "other": {}}}, [1], figures, "", {})
     report.save(tmp_path / "quality.json")
@@ -79,7 +83,10 @@ def test_other_tables(folder: Path) -> None:
     )
     assert "| RNN instead of GRU | 480 steps | .0482 | +.0031 |" in render("quality-ring-ablations", folder)
     assert "| EASE, recency | .5000 | .5000 | 31.4 | .1000 |" in render("quality-ring-lists", folder)
-    assert render("decoding", folder).splitlines()[2] == "| d256x4, beam 50 | 5.07 | 6.06 (1.20) |"
+    assert render("decoding", folder).splitlines()[2] == "| d256x4, beam 50 | 5.07 | 6.06 (1.20) | 7 | 20 |"
+    engines = render("decoding-engines", folder).splitlines()
+    assert engines[0] == "| backbone | prefill | nezha | nezha_onnx | beam |"
+    assert engines[2:] == ["| d256x4, beam 50 | 5.07 | 6.06 (1.20) | 3.5 | 20 |"]
 
 
 def test_only_what_stands_between_the_marks_is_replaced(folder: Path) -> None:

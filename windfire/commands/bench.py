@@ -83,4 +83,5 @@ def decoding(
     report = bench(settings, _command_line(), say=partial(console.print, markup=False))
     if json is not None:
         report.save(json)
-    console.print(decoding_overview(report))
+    for table in decoding_overview(report):
+        console.print(table)
