@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from feature_store.history import EmbeddedHistoryStore
-from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog
+from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
-from serving.group_writer import GroupWriter
 from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import Metrics
 from serving.middleware import BodyLimit, Observe

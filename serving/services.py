@@ -11,9 +11,8 @@ from serving.schemas import Readiness
 
 if TYPE_CHECKING:
     from feature_store.history import HistoryStore
-    from recsys.event_log import Exposure
+    from recsys.event_log import Exposure, GroupWriter
     from serving.engine import Engine
-    from serving.group_writer import GroupWriter
     from serving.metrics import Metrics
     from serving.reload import BundleWatcher
     from serving.schemas import EventResult, EventRow

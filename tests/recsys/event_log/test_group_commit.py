@@ -55,7 +55,7 @@ def test_threads_that_append_while_the_disk_flushes_share_the_next_flush(tmp_pat
     assert disk.reached.wait(10)
     numbers: list[int] = []
     threads = in_threads(lambda n: numbers.extend(log.append([bytes([n]), bytes([n])])), 32)
-    wait_until(lambda: len(log._waiting) == 32)
+    wait_until(lambda: len(log._writer._waiting) == 32)
     assert not first.done()
     assert log.end == 0, "nothing is durable yet"
     assert list(log.read()) == []
