@@ -200,7 +200,10 @@ class SegmentLog:
     def _rotate(self) -> None:
         """Begin the next segment; the current one is flushed already."""
         path = segment_path(self.directory, self._end)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:  # no inode or no file descriptor is left: nothing was written
+            raise _TakenBackError(str(error)) from error
         fsync_path(self.directory)
         os.close(self._file)
         self._file, self._size = file, 0

@@ -161,3 +161,21 @@ def test_an_impossible_offset_is_refused(tmp_path: Path, name: str, offset: int)
     with pytest.raises(InputError):
         ConsumerOffsets(tmp_path).commit(name, offset)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_segment_that_cannot_begin_is_refused_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SegmentLog(tmp_path, segment_bytes=1)
+    log.append([b"good"])
+
+    def fail(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(UnavailableError, match="Too many open files"):
+            log.append([b"lost"])
+    assert log.append([b"again"]) == range(1, 2)
+    assert [payload for _, payload in log.read()] == [b"good", b"again"]
+    log.close()
