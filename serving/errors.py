@@ -89,7 +89,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(UnavailableError)
     async def unavailable(_: Request, error: UnavailableError) -> Response:
-        return envelope(UNAVAILABLE, str(error))
+        return envelope(UNAVAILABLE, error.message)  # field and remedy are the operator's: they name directories
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

@@ -203,7 +203,7 @@ class SegmentLog:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:  # no inode or no file descriptor is left: nothing was written
-            raise _TakenBackError(str(error)) from error
+            raise _TakenBackError(error.strerror) from error
         fsync_path(self.directory)
         os.close(self._file)
         self._file, self._size = file, 0

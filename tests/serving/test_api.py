@@ -196,6 +196,22 @@ def test_a_second_server_on_the_same_state_is_refused(client: TestClient, server
     assert recommend(client, user_id="ann").served_by == "popular_scene"
 
 
+def test_a_disk_that_refuses_is_a_503_without_internals(
+    server_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(create_app(server_settings)) as client:
+
+        def fail(*_: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("recsys.event_log.segment_log._write", fail)
+            status, body = post(client, "/v1/events", orjson.dumps({"events": [click("e", "ann", "item-20")]}))
+        assert (status, body["code"], body["retryable"]) == (503, "unavailable", True)
+        assert str(server_settings.state) not in body["message"]
+        assert send(client, click("e", "ann", "item-20")).accepted == 1
+
+
 class FaultyEngine:
     """Fails with what no answer may show."""
 
