@@ -79,7 +79,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
         "windfire-exposures",
         ExposureWriter(exposure_log, metrics).write,
         limit=settings.exposure_queue_limit,
-        linger=settings.exposure_flush.total_seconds(),
+        linger=0.0 if settings.exposure_sync else settings.exposure_flush.total_seconds(),
     )
     stack.callback(exposures.close)
     watcher: BundleWatcher | None = None

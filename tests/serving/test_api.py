@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,14 @@ def test_a_disk_that_refuses_is_a_503_without_internals(
         assert (status, body["code"], body["retryable"]) == (503, "unavailable", True)
         assert str(server_settings.state) not in body["message"]
         assert send(client, click("e", "ann", "item-20")).accepted == 1
+
+
+def test_a_synchronous_exposure_does_not_wait_for_others(server_settings: Settings) -> None:
+    settings = server_settings.model_copy(update={"exposure_sync": True, "exposure_flush": timedelta(minutes=1)})
+    with TestClient(create_app(settings)) as client:
+        started = time.monotonic()
+        recommend(client)
+        assert time.monotonic() - started < 30
 
 
 class FaultyEngine:
