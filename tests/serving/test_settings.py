@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, UnavailableError
 from serving.settings import LogLevel, Settings
 from windfire.commands.serve import app
 
@@ -19,6 +21,14 @@ REFERENCE = Path(__file__).resolve().parents[2] / "config" / "windfire.reference
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"WINDFIRE_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield int(taken.getsockname()[1])
 
 
 def test_the_reference_file_names_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +79,21 @@ def test_the_command_names_the_bad_setting(monkeypatch: pytest.MonkeyPatch) -> N
     error = CliRunner().invoke(app, []).exception
     assert isinstance(error, ConfigError)
     assert (error.field, error.value) == ("WINDFIRE_BEAM", "none")
+
+
+def test_the_command_names_a_list_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDFIRE_HISTORY_ACTIONS", "click,cart")
+    error = CliRunner().invoke(app, []).exception
+    assert isinstance(error, ConfigError)
+    assert (error.field, error.value) == ("WINDFIRE_HISTORY_ACTIONS", "click,cart")
+    assert "JSON list" in error.message
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_port: int
+) -> None:
+    monkeypatch.setattr("serving.runner.configure_logs", lambda _: None)
+    options = ["--registry", str(tmp_path / "registry"), "--state", str(tmp_path / "state"), "--port", str(taken_port)]
+    error = CliRunner().invoke(app, options).exception
+    assert isinstance(error, UnavailableError)
+    assert "did not start" in str(error)
