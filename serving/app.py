@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import structlog
 from fastapi import FastAPI
 
 from feature_store.history import EmbeddedHistoryStore
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from serving.engine import Engine
     from serving.settings import Settings
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
@@ -75,6 +78,9 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     stack.callback(events.close)
     exposure_log = ExposureLog(settings.state / "exposures")
     stack.callback(exposure_log.close)
+    for records in (event_log.records, exposure_log.records):
+        if records.cut_bytes:
+            _log.warning("log_end_cut", directory=str(records.directory), bytes=records.cut_bytes)
     exposures = GroupWriter(
         "windfire-exposures",
         ExposureWriter(exposure_log, metrics).write,

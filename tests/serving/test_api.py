@@ -137,6 +137,20 @@ def test_a_restart_knows_events_and_histories(server_settings: Settings) -> None
         assert send(client, click("a", "ann", "item-20")).duplicate == 1
 
 
+def test_an_unfinished_end_of_a_log_is_told_at_the_start(
+    server_settings: Settings, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    with TestClient(create_app(server_settings)) as client:
+        send(client, click("a", "ann", "item-20"))
+    (segment,) = (server_settings.state / "events").glob("*.log")
+    with segment.open("ab") as file:
+        file.write(b"1234567")
+    with TestClient(create_app(server_settings)) as client:
+        assert send(client, click("a", "ann", "item-20")).duplicate == 1
+    (line,) = [line for line in log_lines if line["event"] == "log_end_cut"]
+    assert (line["directory"], line["bytes"]) == (str(segment.parent), 7)
+
+
 def test_histories_that_missed_events_catch_up_at_the_start(server_settings: Settings) -> None:
     with TestClient(create_app(server_settings)) as client:
         send(client, click("a", "ann", "item-20"), click("b", "ann", "item-21"))
