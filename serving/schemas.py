@@ -21,8 +21,8 @@ def _whole(value: Any) -> Any:
 
 
 _WHOLE: Final = BeforeValidator(_whole)  # stands behind the bounds, so that the JSON schema shows them
-# 120 characters are at most 480 bytes in UTF-8: every id fits the 511 bytes of a key of the embedded store.
-Identifier = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00]+$")]
+# What a catalog takes (256 bytes) may be clicked; the bound is in characters, because JSON schema counts those.
+Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(max_length=256)]
 Value = Annotated[int, Field(ge=-MAX_MICROS, le=MAX_MICROS), _WHOLE]

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
+from recsys.catalog.index import MAX_ID_BYTES
 from recsys.errors import UnavailableError
 from recsys.event_log import read_exposures
 from serving.app import create_app
@@ -124,9 +125,15 @@ def test_events_are_idempotent_and_answered_row_by_row(client: TestClient) -> No
 
 def test_the_largest_row_fits_a_record(client: TestClient) -> None:
     wide = {f"{n:02d}".ljust(64, "\x01"): "\x01" * 256 for n in range(24)}
-    ids = dict.fromkeys(("event_id", "user_id", "item_id", "request_id"), "\x01" * 120)
+    ids = dict.fromkeys(("event_id", "user_id", "item_id", "request_id"), "\x01" * MAX_ID_BYTES)
     row = {**ids, "action": "\x01" * 64, "scene": "\x01" * 64, "attributes": wide, "value_micros": -(10**18)}
     assert send(client, row).accepted == 1
+
+
+def test_the_longest_item_id_of_a_catalog_and_of_a_user_is_taken(client: TestClient) -> None:
+    longest = "ü" * (MAX_ID_BYTES // 2)
+    assert send(client, click("e1", "ü" * MAX_ID_BYTES, longest)).accepted == 1
+    assert recommend(client, user_id="ü" * MAX_ID_BYTES).counts.history == 1
 
 
 def test_a_restart_knows_events_and_histories(server_settings: Settings) -> None:
