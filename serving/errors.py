@@ -48,7 +48,7 @@ NOT_FOUND: Final = Problem(404, "not_found", False, "No such path.")
 METHOD: Final = Problem(405, "method_not_allowed", False, "The path does not know this method.")
 INTERNAL: Final = Problem(500, "internal", False, "A fault of the server; its log has the details.")
 UNAVAILABLE: Final = Problem(
-    503, "unavailable", True, "Not ready, overloaded or stopping; try again after Retry-After seconds."
+    503, "unavailable", True, "Not ready, overloaded, stopping, or the disk refuses; try again after Retry-After."
 )
 _BY_STATUS: Final = {problem.status: problem for problem in (MALFORMED, TOO_LARGE, NOT_FOUND, METHOD, UNAVAILABLE)}
 
