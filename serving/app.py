@@ -100,7 +100,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
         watcher = BundleWatcher(settings, own, metrics)
         await watcher.look()
         stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
-    return Services(settings, metrics, engine, histories, events, exposures, watcher)
+    return Services(settings, metrics, engine, histories, event_log, events, exposures, watcher)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

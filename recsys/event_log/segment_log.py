@@ -64,7 +64,7 @@ class SegmentLog:
         self._reader = SegmentReader(directory)
         self._writer = GroupWriter(f"log-{directory.name}", self._write_group)
         self._closed = False
-        self._broken = False
+        self._failed = False
         self._end = self._size = 0
         _make_directory(directory)
         self._lock = _lock(directory)
@@ -84,6 +84,11 @@ class SegmentLog:
         """Number that follows the newest durable record."""
         return self._end
 
+    @property
+    def failed(self) -> bool:
+        """Whether a flush failed, so that the log takes nothing more until it is opened anew."""
+        return self._failed
+
     def submit(self, payloads: Sequence[bytes]) -> Future[range]:
         """Queue records; they become neighbours in the log, in this order.
 
@@ -96,7 +101,7 @@ class SegmentLog:
             UnavailableError: the log is closed, or a flush failed.
         """
         append = _Append(b"".join(map(frame, payloads)), len(payloads))
-        if self._broken:
+        if self._failed:
             raise UnavailableError(
                 "a flush of the log failed",
                 field="directory",
@@ -166,7 +171,7 @@ class SegmentLog:
         try:
             first = self._commit(b"".join(append.data for append in group), sum(append.count for append in group))
         except Exception as error:
-            self._broken = not isinstance(error, _TakenBackError)
+            self._failed = not isinstance(error, _TakenBackError)
             self._reader = SegmentReader(self.directory)  # the other one may remember a place that is gone
             raise _refused(error, self.directory) from error
         places = accumulate((append.count for append in group), initial=first)
@@ -174,7 +179,7 @@ class SegmentLog:
 
     def _commit(self, data: bytes, count: int) -> int:
         """Write and flush a group; returns the number of its first record."""
-        if self._broken:
+        if self._failed:
             raise UnavailableError("a flush of the log failed")
         if self._size and self._size + len(data) > self._segment_bytes:
             self._rotate()

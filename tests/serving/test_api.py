@@ -234,6 +234,23 @@ def test_a_disk_that_refuses_is_a_503_without_internals(
         assert send(client, click("e", "ann", "item-20")).accepted == 1
 
 
+def test_a_log_that_takes_nothing_more_is_a_warning_of_readiness(
+    server_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(create_app(server_settings)) as client:
+
+        def fail(_: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("recsys.event_log.segment_log.SegmentLog._flush_or_take_back", fail)
+            rows = orjson.dumps({"events": [click("e", "ann", "item-20")]})
+            assert post(client, "/v1/events", rows)[0] == 503
+        readiness = Readiness.model_validate(client.get("/readyz").json())
+        assert readiness.ready, "recommendations are answered"
+        assert [warning.partition(":")[0] for warning in readiness.warnings] == ["event_log_failed"]
+
+
 def test_a_synchronous_exposure_does_not_wait_for_others(server_settings: Settings) -> None:
     settings = server_settings.model_copy(update={"exposure_sync": True, "exposure_flush": timedelta(minutes=1)})
     with TestClient(create_app(settings)) as client:
