@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from recsys.event_log import ConsumerOffsets, Event
 
 HISTORY_LIMIT: Final = 1000
+HISTORY_CONSUMER: Final = "history"
+"""The name under which `HistoryConsumer` remembers its offset."""
 _FORMAT: Final = 1
 _HEADER: Final = struct.Struct("<Bqq")  # format, time of the newest event, time of the write
 _VIEW: Final = b"history:1"
@@ -251,7 +253,7 @@ class HistoryConsumer:
         store: HistoryStore,
         offsets: ConsumerOffsets,
         *,
-        name: str = "history",
+        name: str = HISTORY_CONSUMER,
         actions: Iterable[str] = POSITIVE_ACTIONS,
         batch: int = 10_000,
     ) -> None:

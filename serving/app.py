@@ -7,13 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import structlog
 from fastapi import FastAPI
 
 from feature_store.history import EmbeddedHistoryStore
-from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog
+from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
-from serving.group_writer import GroupWriter
 from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import Metrics
 from serving.middleware import BodyLimit, Observe
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from serving.engine import Engine
     from serving.settings import Settings
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
@@ -76,11 +78,14 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     stack.callback(events.close)
     exposure_log = ExposureLog(settings.state / "exposures")
     stack.callback(exposure_log.close)
+    for records in (event_log.records, exposure_log.records):
+        if records.cut_bytes:
+            _log.warning("log_end_cut", directory=str(records.directory), bytes=records.cut_bytes)
     exposures = GroupWriter(
         "windfire-exposures",
         ExposureWriter(exposure_log, metrics).write,
         limit=settings.exposure_queue_limit,
-        linger=settings.exposure_flush.total_seconds(),
+        linger=0.0 if settings.exposure_sync else settings.exposure_flush.total_seconds(),
     )
     stack.callback(exposures.close)
     watcher: BundleWatcher | None = None
@@ -95,7 +100,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
         watcher = BundleWatcher(settings, own, metrics)
         await watcher.look()
         stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
-    return Services(settings, metrics, engine, histories, events, exposures, watcher)
+    return Services(settings, metrics, engine, histories, event_log, events, exposures, watcher)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

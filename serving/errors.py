@@ -48,7 +48,7 @@ NOT_FOUND: Final = Problem(404, "not_found", False, "No such path.")
 METHOD: Final = Problem(405, "method_not_allowed", False, "The path does not know this method.")
 INTERNAL: Final = Problem(500, "internal", False, "A fault of the server; its log has the details.")
 UNAVAILABLE: Final = Problem(
-    503, "unavailable", True, "Not ready, overloaded or stopping; try again after Retry-After seconds."
+    503, "unavailable", True, "Not ready, overloaded, stopping, or the disk refuses; try again after Retry-After."
 )
 _BY_STATUS: Final = {problem.status: problem for problem in (MALFORMED, TOO_LARGE, NOT_FOUND, METHOD, UNAVAILABLE)}
 
@@ -89,7 +89,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(UnavailableError)
     async def unavailable(_: Request, error: UnavailableError) -> Response:
-        return envelope(UNAVAILABLE, str(error))
+        return envelope(UNAVAILABLE, error.message)  # field and remedy are the operator's: they name directories
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

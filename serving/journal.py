@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from feature_store.history import HistoryConsumer, HistoryEvent
+from feature_store.history import HISTORY_CONSUMER, HistoryConsumer, HistoryEvent
+from recsys.errors import UnavailableError
 from serving.schemas import EventResult
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from serving.metrics import Metrics
     from serving.schemas import EventRow
 
-_CONSUMER: Final = "history"
 _SAVE_EVERY: Final = 10_000  # events; what a start after a kill has to merge again at most
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -56,23 +56,31 @@ class EventIntake:
         self._actions = frozenset(actions)
         self._skew_micros = round(skew.total_seconds() * 1_000_000)
         self._metrics = metrics
-        self._consumer = HistoryConsumer(log, histories, offsets, name=_CONSUMER, actions=actions)
+        self._consumer = HistoryConsumer(log, histories, offsets, actions=actions)
         self._merged = self._saved = 0
         self._behind = False
 
     def replay(self) -> int:
         """Merge what the log holds behind the remembered position; returns the number of events read."""
         count = self._consumer.catch_up()
-        self._merged = self._saved = self._offsets.get(_CONSUMER)
+        self._merged = self._saved = self._offsets.get(HISTORY_CONSUMER)
         return count
 
     def write(self, batches: list[list[EventRow]]) -> list[list[EventResult]]:
-        """Append batches durably in one go, then merge them; one list of results per batch."""
+        """Append batches durably in one go, then merge them; one list of results per batch.
+
+        Raises:
+            UnavailableError: the log refuses; no row is written.
+        """
         now = time.time_ns() // 1_000
         rows = [row for batch in batches for row in batch]
         records = [_record(row, now) for row in rows]
         timely = [record["time"] <= now + self._skew_micros for record in records]
-        numbers = iter(self._log.append([record for record, good in zip(records, timely, strict=True) if good]))
+        try:
+            numbers = iter(self._log.append([record for record, good in zip(records, timely, strict=True) if good]))
+        except UnavailableError:
+            _log.exception("events_refused", events=len(records))
+            raise
         results = []
         fresh = []
         for record, good in zip(records, timely, strict=True):
@@ -81,15 +89,13 @@ class EventIntake:
                 fresh.append((number, record))
             results.append(_result(record["event_id"], good, number))
         self._merge(fresh)
-        if self._merged - self._saved >= _SAVE_EVERY:
-            self.save_progress()
         answer = iter(results)
         return [[next(answer) for _ in batch] for batch in batches]
 
     def save_progress(self) -> None:
         """Remember up to where all is merged."""
         if self._merged != self._saved:
-            self._offsets.commit(_CONSUMER, self._merged)
+            self._offsets.commit(HISTORY_CONSUMER, self._merged)
             self._saved = self._merged
 
     def _merge(self, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -100,6 +106,8 @@ class EventIntake:
                 self._histories.merge_many(self._by_user(numbered))
                 self._merged = numbered[-1][0] + 1 if numbered else self._merged
             self._behind = False
+            if self._merged - self._saved >= _SAVE_EVERY:
+                self.save_progress()
         except Exception:  # noqa: BLE001 - the events are durable; the next write or start tries again
             self._behind = True
             self._metrics.history_failures.inc(len(numbered))

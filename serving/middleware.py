@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 1 << 20
 REQUEST_ID: Final = "windfire.request_id"
+NO_ANSWER: Final = 499  # in the metrics only, as in nginx: the client left, or the server stopped, before an answer
 TIER: Final = "windfire.tier"
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -103,4 +104,4 @@ class Observe:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             seconds = time.perf_counter() - started
-            self._metrics.observe(route, scope.get(TIER, ""), status or INTERNAL.status, seconds)
+            self._metrics.observe(route, scope.get(TIER, ""), status or NO_ANSWER, seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serving.metrics import Metrics
     from serving.settings import Settings
 
+_LONGEST_PAUSE: Final = 300.0  # seconds; a try reads the whole bundle
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -51,8 +52,8 @@ def load_recommender(
 class BundleWatcher:
     """Keeps an engine at the registry's CURRENT.
 
-    A bundle that cannot be loaded is refused and the one before answers on; the same version is not tried again
-    until CURRENT changes.
+    A bundle that cannot be loaded is refused and the one before answers on. It is tried again after a pause that
+    doubles each time, because memory, a mount or a repaired file may have been all that was missing.
 
     Args:
         settings: registry, decoder, beam, how often to look.
@@ -66,28 +67,40 @@ class BundleWatcher:
         self._engine = engine
         self._metrics = metrics
         self._tried: str | None = None
+        self._pause = self._again = 0.0  # seconds, and when on the monotonic clock
         self.refused: str | None = None
 
     async def look(self) -> None:
-        """Load CURRENT if it is another version than the one tried last; never raises for a bad bundle."""
+        """Load CURRENT if another version runs and it was not refused a moment ago; never raises for a bad bundle."""
         version: str | None = None
         try:
             version = await asyncio.to_thread(self._registry.current)
-            if version is None or version == self._tried:
+            if version is None or self._settled(version):
                 return
+            if version != self._tried:
+                self._tried, self._pause = version, self._settings.bundle_poll.total_seconds()
             await self._put_in(version)
         except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the watcher goes on
             if self.refused != str(error):
                 _log.error("bundle_refused", version=version, error=str(error))
                 self._metrics.reloads.labels("refused").inc()
             self.refused = str(error)
-        self._tried = version
+            self._again = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     async def watch(self, every: timedelta) -> None:
         """Look again and again, until cancelled."""
         while True:
             await asyncio.sleep(every.total_seconds())
             await self.look()
+
+    def _settled(self, version: str) -> bool:
+        """Whether a version runs already or was refused a moment ago."""
+        running = self._engine.versions
+        if running is not None and running.bundle == version:
+            self.refused = None
+            return True
+        return version == self._tried and time.monotonic() < self._again
 
     async def _put_in(self, version: str) -> None:
         settings = self._settings

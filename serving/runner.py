@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -50,9 +52,10 @@ def run(settings: Settings) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=round(settings.drain_timeout.total_seconds()),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout.total_seconds()),
     )
     server = _DrainingServer(config, settings.drain_delay.total_seconds())
-    server.run()
+    with suppress(SystemExit):  # uvicorn's way to say that the start failed, a taken port for instance
+        server.run()
     if not server.started:
         raise UnavailableError("the server did not start", remedy="the log line before this one says why")

@@ -21,8 +21,8 @@ def _whole(value: Any) -> Any:
 
 
 _WHOLE: Final = BeforeValidator(_whole)  # stands behind the bounds, so that the JSON schema shows them
-# 120 characters are at most 480 bytes in UTF-8: every id fits the 511 bytes of a key of the embedded store.
-Identifier = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[^\x00]+$")]
+# What a catalog takes (256 bytes) may be clicked; the bound is in characters, because JSON schema counts those.
+Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(max_length=256)]
 Value = Annotated[int, Field(ge=-MAX_MICROS, le=MAX_MICROS), _WHOLE]
@@ -72,7 +72,7 @@ class RecommendRequest(_Request):
     user_id: Identifier | None = Field(default=None, description="Its stored history is read unless one is given.")
     history: list[str] | None = Field(
         default=None,
-        description="Item ids, oldest first. Unknown ids are ignored and counted; the newest 1,000 are read.",
+        description="Item ids, oldest first. Unknown ids are ignored and counted; the newest 1,000 known ones count.",
         examples=[["B0000530ED", "B00005JS5C"]],
     )
     n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
@@ -98,7 +98,7 @@ class Counts(_Answer):
     returned: int = Field(ge=0)
     history: int = Field(ge=0, description="Items of the history as given or stored.")
     history_unknown: int = Field(ge=0, description="Of these not in the catalog: ignored.")
-    history_cut: int = Field(ge=0, description="Known items that are older than the newest 1,000: not read.")
+    history_cut: int = Field(ge=0, description="Known items that are older than the newest 1,000: not used.")
     filter_unknown: int = Field(ge=0, description="Allowed and denied ids that are not in the catalog: ignored.")
 
 
@@ -117,9 +117,11 @@ class RecommendAnswer(_Answer):
 
 
 class EventRow(_Request):
-    """Something a user did; the bounds keep a row inside the 64 KiB of a record of the event log."""
+    """Something a user did; the bounds keep a row inside what a record of the event log may hold."""
 
-    event_id: Identifier = Field(description="The first row with an id wins; later ones are duplicates.")
+    event_id: Identifier = Field(
+        description="The first row with an id wins; repetitions among the newest 200,000 events are duplicates."
+    )
     user_id: Identifier
     item_id: Identifier
     action: Word = Field(examples=["click"])

@@ -11,9 +11,8 @@ from serving.schemas import Readiness
 
 if TYPE_CHECKING:
     from feature_store.history import HistoryStore
-    from recsys.event_log import Exposure
+    from recsys.event_log import EventLog, Exposure, GroupWriter
     from serving.engine import Engine
-    from serving.group_writer import GroupWriter
     from serving.metrics import Metrics
     from serving.reload import BundleWatcher
     from serving.schemas import EventResult, EventRow
@@ -29,6 +28,7 @@ class Services:
         metrics: of this application.
         engine: answers recommendations.
         histories: of users.
+        event_log: takes the events.
         events: writes batches of rows durably, then into the histories.
         exposures: writes what was answered.
         watcher: follows the registry; None where the engine was given.
@@ -39,6 +39,7 @@ class Services:
     metrics: Metrics
     engine: Engine
     histories: HistoryStore
+    event_log: EventLog
     events: GroupWriter[list[EventRow], list[EventResult]]
     exposures: GroupWriter[Exposure, None]
     watcher: BundleWatcher | None
@@ -50,10 +51,13 @@ class Services:
         reasons = ["draining"] if self.draining else []
         if versions is None:
             reasons.append(f"bundle_refused: {refused}" if refused else "no_bundle: the registry is empty")
+        warnings = [f"bundle_refused: {refused}"] if refused and versions else []
+        if self.event_log.records.failed:
+            warnings.append("event_log_failed: events are refused until a restart; look for errors of the disk")
         return Readiness(
             ready=not reasons,
             reasons=reasons,
-            warnings=[f"bundle_refused: {refused}"] if refused and versions else [],
+            warnings=warnings,
             bundle_version=versions.bundle if versions else None,
             catalog_version=versions.catalog if versions else None,
             decoder=versions.decoder if versions else None,

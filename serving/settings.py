@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import AfterValidator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from recsys.backends import EngineName
 from recsys.records import POSITIVE_ACTIONS
@@ -36,8 +37,17 @@ def _not_negative(value: timedelta) -> timedelta:
     return value
 
 
+def _from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        raise ValueError('must be a JSON list such as ["click","cart"]') from None
+
+
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
+# Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
+Actions = Annotated[tuple[str, ...], MinLen(1), NoDecode, BeforeValidator(_from_json)]
 
 
 class Settings(BaseSettings):
@@ -65,7 +75,7 @@ class Settings(BaseSettings):
     exposure_flush: DurationOrZero = timedelta(milliseconds=200)
     exposure_sync: bool = False
     exposure_queue_limit: Annotated[int, Ge(1)] = 10_000
-    history_actions: Annotated[tuple[str, ...], MinLen(1)] = tuple(str(action) for action in POSITIVE_ACTIONS)
+    history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO

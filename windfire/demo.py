@@ -147,11 +147,12 @@ class Demo:
         """Make the histories anew from the tables; the server adds its event log's events when it starts."""
         import shutil
 
-        from feature_store.history import EmbeddedHistoryStore, load_tables
+        from feature_store.history import HISTORY_CONSUMER, EmbeddedHistoryStore, load_tables
+        from recsys.event_log import ConsumerOffsets
         from recsys.records import POSITIVE_ACTIONS
 
         shutil.rmtree(self.state / "history", ignore_errors=True)
-        (self.state / "history_progress.json").unlink(missing_ok=True)
+        ConsumerOffsets(self.state / "offsets").commit(HISTORY_CONSUMER, 0)
         store = EmbeddedHistoryStore(self.state / "history")
         load_tables(store, self.tables, POSITIVE_ACTIONS)
         store.close()

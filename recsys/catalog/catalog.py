@@ -141,7 +141,7 @@ class Catalog:
         if mask is None:
             mask = self._evaluate(conditions)
             mask.flags.writeable = False
-            self._masks.put(conditions, mask)
+            self._masks.put(conditions, mask, key_bytes=conditions.nbytes)
         return mask
 
     def available(self, now: int) -> npt.NDArray[np.bool_] | None:
@@ -170,7 +170,7 @@ class Catalog:
         if kept is None:
             kept = matching & window.mask
             kept.flags.writeable = False
-            self._masks.put(key, kept)
+            self._masks.put(key, kept, key_bytes=conditions.nbytes)
         return kept
 
     def _window(self, now: int) -> _Availability:

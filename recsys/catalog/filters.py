@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from sys import getsizeof
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     import numpy.typing as npt
+
+
+_OVERHEAD_BYTES: Final = 1_000  # of a filter, an array and their place in a dictionary
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +41,41 @@ class CatalogFilter:
         """Whether every item matches."""
         return self == CatalogFilter()
 
+    @property
+    def nbytes(self) -> int:
+        """About the memory that it takes: its names come from the request and may be larger than the catalog."""
+        return _OVERHEAD_BYTES + sum(map(getsizeof, chain(self.brands, *self.categories)))
+
 
 class MaskCache:
     """The masks of the filters asked for last, bounded in bytes; safe to share between threads.
 
     Args:
-        capacity_bytes: total size of the masks that are kept.
+        capacity_bytes: total size of what is kept.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
         self._size = 0
-        self._masks: OrderedDict[Hashable, npt.NDArray[np.bool_]] = OrderedDict()
+        self._masks: OrderedDict[Hashable, tuple[npt.NDArray[np.bool_], int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> npt.NDArray[np.bool_] | None:
         """The mask, or None where it is not kept."""
         with self._lock:
-            mask = self._masks.get(key)
-            if mask is not None:
-                self._masks.move_to_end(key)
-            return mask
+            if key not in self._masks:
+                return None
+            self._masks.move_to_end(key)
+            return self._masks[key][0]
 
-    def put(self, key: Hashable, mask: npt.NDArray[np.bool_]) -> None:
+    def put(self, key: Hashable, mask: npt.NDArray[np.bool_], *, key_bytes: int = 0) -> None:
         """Keep a mask; the least recently used ones make room."""
+        size = mask.nbytes + key_bytes
         with self._lock:
-            if key in self._masks or mask.nbytes > self._capacity:
+            if key in self._masks or size > self._capacity:
                 return
-            self._masks[key] = mask
-            self._size += mask.nbytes
+            self._masks[key] = (mask, size)
+            self._size += size
             while self._size > self._capacity:
-                self._size -= self._masks.popitem(last=False)[1].nbytes
+                _, (_, gone) = self._masks.popitem(last=False)
+                self._size -= gone

@@ -3,6 +3,7 @@
 from recsys.event_log.event import Event, StoredEvent, parse_event
 from recsys.event_log.events import EventLog, EventReader, RowResult, RowStatus, read_events
 from recsys.event_log.exposures import Exposure, ExposureLog, read_exposures
+from recsys.event_log.group_writer import GroupWriter
 from recsys.event_log.offsets import ConsumerOffsets
 from recsys.event_log.segment_log import SegmentLog
 from recsys.event_log.segments import SegmentReader, read_records
@@ -14,6 +15,7 @@ __all__ = [
     "EventReader",
     "Exposure",
     "ExposureLog",
+    "GroupWriter",
     "RowResult",
     "RowStatus",
     "SegmentLog",

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final
 
 from recsys.errors import UnavailableError
+from recsys.event_log.group_writer import GroupWriter
 from recsys.event_log.segments import SegmentReader, frame, scan, segment_files, segment_path
 from recsys.storage import fsync_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
 SEGMENT_BYTES: Final = 64 << 20
@@ -27,7 +27,6 @@ _LOCK: Final = "writer.lock"
 class _Append:
     data: bytes
     count: int
-    done: Future[range]
 
 
 class _TakenBackError(Exception):
@@ -63,11 +62,9 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._flush = flush
         self._reader = SegmentReader(directory)
-        self._changed = threading.Condition()
-        self._waiting: list[_Append] = []
-        self._thread: threading.Thread | None = None
+        self._writer = GroupWriter(f"log-{directory.name}", self._write_group)
         self._closed = False
-        self._broken = False
+        self._failed = False
         self._end = self._size = 0
         _make_directory(directory)
         self._lock = _lock(directory)
@@ -87,6 +84,11 @@ class SegmentLog:
         """Number that follows the newest durable record."""
         return self._end
 
+    @property
+    def failed(self) -> bool:
+        """Whether a flush failed, so that the log takes nothing more until it is opened anew."""
+        return self._failed
+
     def submit(self, payloads: Sequence[bytes]) -> Future[range]:
         """Queue records; they become neighbours in the log, in this order.
 
@@ -98,23 +100,15 @@ class SegmentLog:
             InputError: a record over 16 MiB; nothing of the call is written.
             UnavailableError: the log is closed, or a flush failed.
         """
-        done: Future[range] = Future()
-        done.set_running_or_notify_cancel()
-        append = _Append(b"".join(map(frame, payloads)), len(payloads), done)
-        with self._changed:
-            if self._closed or self._broken:
-                raise UnavailableError(
-                    "the log is closed" if self._closed else "a flush of the log failed",
-                    field="directory",
-                    value=str(self.directory),
-                    remedy="look for errors of the disk, then start this process again",
-                )
-            self._waiting.append(append)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"log-{self.directory.name}", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-        return done
+        append = _Append(b"".join(map(frame, payloads)), len(payloads))
+        if self._failed:
+            raise UnavailableError(
+                "a flush of the log failed",
+                field="directory",
+                value=str(self.directory),
+                remedy="look for errors of the disk, then start this process again",
+            )
+        return self._writer.submit(append)
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append records; returns their numbers once they are on the disk. Raises what `submit` says."""
@@ -147,13 +141,10 @@ class SegmentLog:
 
     def close(self) -> None:
         """Write what waits, then release the log to another writer; a second call does nothing."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.close()
         os.close(self._file)
         os.close(self._lock)
 
@@ -175,30 +166,20 @@ class SegmentLog:
             raise
         return file
 
-    def _run(self) -> None:
-        while group := self._next_group():
-            try:
-                first = self._commit(b"".join(append.data for append in group), sum(append.count for append in group))
-            except Exception as error:  # noqa: BLE001 - raised again where each caller waits
-                self._broken = not isinstance(error, _TakenBackError)
-                self._reader = SegmentReader(self.directory)  # the other one may remember a place that is gone
-                for append in group:
-                    append.done.set_exception(_refused(error, self.directory))
-                continue
-            for append in group:
-                append.done.set_result(range(first, first + append.count))
-                first += append.count
-
-    def _next_group(self) -> list[_Append]:
-        """All that waits; empty only when closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            group, self._waiting = self._waiting, []
-        return group
+    def _write_group(self, group: list[_Append]) -> list[range]:
+        """Write and flush a group; returns the numbers of each append's records."""
+        try:
+            first = self._commit(b"".join(append.data for append in group), sum(append.count for append in group))
+        except Exception as error:
+            self._failed = not isinstance(error, _TakenBackError)
+            self._reader = SegmentReader(self.directory)  # the other one may remember a place that is gone
+            raise _refused(error, self.directory) from error
+        places = accumulate((append.count for append in group), initial=first)
+        return [range(*pair) for pair in pairwise(places)]
 
     def _commit(self, data: bytes, count: int) -> int:
         """Write and flush a group; returns the number of its first record."""
-        if self._broken:
+        if self._failed:
             raise UnavailableError("a flush of the log failed")
         if self._size and self._size + len(data) > self._segment_bytes:
             self._rotate()
@@ -224,7 +205,10 @@ class SegmentLog:
     def _rotate(self) -> None:
         """Begin the next segment; the current one is flushed already."""
         path = segment_path(self.directory, self._end)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:  # no inode or no file descriptor is left: nothing was written
+            raise _TakenBackError(error.strerror) from error
         fsync_path(self.directory)
         os.close(self._file)
         self._file, self._size = file, 0
@@ -260,11 +244,9 @@ def _write(file: int, data: bytes) -> None:
 
 
 def _refused(error: Exception, directory: Path) -> UnavailableError:
-    refused = UnavailableError(
+    return UnavailableError(
         f"the log could not be written: {error}",
         field="directory",
         value=str(directory),
         remedy="make room on the disk or replace it, then send the records again",
     )
-    refused.__cause__ = error
-    return refused

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 import pytest
 from starlette.testclient import TestClient
 
+from recsys.catalog.index import MAX_ID_BYTES
 from recsys.errors import UnavailableError
 from recsys.event_log import read_exposures
 from serving.app import create_app
@@ -123,9 +125,15 @@ def test_events_are_idempotent_and_answered_row_by_row(client: TestClient) -> No
 
 def test_the_largest_row_fits_a_record(client: TestClient) -> None:
     wide = {f"{n:02d}".ljust(64, "\x01"): "\x01" * 256 for n in range(24)}
-    ids = dict.fromkeys(("event_id", "user_id", "item_id", "request_id"), "\x01" * 120)
+    ids = dict.fromkeys(("event_id", "user_id", "item_id", "request_id"), "\x01" * MAX_ID_BYTES)
     row = {**ids, "action": "\x01" * 64, "scene": "\x01" * 64, "attributes": wide, "value_micros": -(10**18)}
     assert send(client, row).accepted == 1
+
+
+def test_the_longest_item_id_of_a_catalog_and_of_a_user_is_taken(client: TestClient) -> None:
+    longest = "ü" * (MAX_ID_BYTES // 2)
+    assert send(client, click("e1", "ü" * MAX_ID_BYTES, longest)).accepted == 1
+    assert recommend(client, user_id="ü" * MAX_ID_BYTES).counts.history == 1
 
 
 def test_a_restart_knows_events_and_histories(server_settings: Settings) -> None:
@@ -134,6 +142,20 @@ def test_a_restart_knows_events_and_histories(server_settings: Settings) -> None
     with TestClient(create_app(server_settings)) as client:
         assert recommend(client, user_id="ann").counts.history == 1
         assert send(client, click("a", "ann", "item-20")).duplicate == 1
+
+
+def test_an_unfinished_end_of_a_log_is_told_at_the_start(
+    server_settings: Settings, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    with TestClient(create_app(server_settings)) as client:
+        send(client, click("a", "ann", "item-20"))
+    (segment,) = (server_settings.state / "events").glob("*.log")
+    with segment.open("ab") as file:
+        file.write(b"1234567")
+    with TestClient(create_app(server_settings)) as client:
+        assert send(client, click("a", "ann", "item-20")).duplicate == 1
+    (line,) = [line for line in log_lines if line["event"] == "log_end_cut"]
+    assert (line["directory"], line["bytes"]) == (str(segment.parent), 7)
 
 
 def test_histories_that_missed_events_catch_up_at_the_start(server_settings: Settings) -> None:
@@ -194,6 +216,47 @@ def test_a_second_server_on_the_same_state_is_refused(client: TestClient, server
     with pytest.raises(UnavailableError, match="another writer"), TestClient(create_app(server_settings)):
         pass
     assert recommend(client, user_id="ann").served_by == "popular_scene"
+
+
+def test_a_disk_that_refuses_is_a_503_without_internals(
+    server_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(create_app(server_settings)) as client:
+
+        def fail(*_: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("recsys.event_log.segment_log._write", fail)
+            status, body = post(client, "/v1/events", orjson.dumps({"events": [click("e", "ann", "item-20")]}))
+        assert (status, body["code"], body["retryable"]) == (503, "unavailable", True)
+        assert str(server_settings.state) not in body["message"]
+        assert send(client, click("e", "ann", "item-20")).accepted == 1
+
+
+def test_a_log_that_takes_nothing_more_is_a_warning_of_readiness(
+    server_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(create_app(server_settings)) as client:
+
+        def fail(_: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("recsys.event_log.segment_log.SegmentLog._flush_or_take_back", fail)
+            rows = orjson.dumps({"events": [click("e", "ann", "item-20")]})
+            assert post(client, "/v1/events", rows)[0] == 503
+        readiness = Readiness.model_validate(client.get("/readyz").json())
+        assert readiness.ready, "recommendations are answered"
+        assert [warning.partition(":")[0] for warning in readiness.warnings] == ["event_log_failed"]
+
+
+def test_a_synchronous_exposure_does_not_wait_for_others(server_settings: Settings) -> None:
+    settings = server_settings.model_copy(update={"exposure_sync": True, "exposure_flush": timedelta(minutes=1)})
+    with TestClient(create_app(settings)) as client:
+        started = time.monotonic()
+        recommend(client)
+        assert time.monotonic() - started < 30
 
 
 class FaultyEngine:

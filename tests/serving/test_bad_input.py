@@ -15,7 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from recsys.bundle import Registry
 from serving.app import create_app
 from serving.errors import ErrorBody
-from serving.middleware import MAX_BODY_BYTES, BodyLimit
+from serving.metrics import Metrics
+from serving.middleware import MAX_BODY_BYTES, BodyLimit, Observe
 from serving.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
@@ -50,7 +51,7 @@ def refused(client: TestClient, path: str, content: Any, status: int, code: str,
         ({"history": {"0": "item-11"}}, "body.history"),
         ({"user_id": ""}, "body.user_id"),
         ({"user_id": 7}, "body.user_id"),
-        ({"user_id": "x" * 121}, "body.user_id"),
+        ({"user_id": "x" * 257}, "body.user_id"),
         ({"user_id": "\ud800"}, "body.user_id"),
         ({"user_id": "a\0b"}, "body.user_id"),
         ({"scene": ""}, "body.scene"),
@@ -196,7 +197,11 @@ def test_a_client_that_leaves_while_sending_gets_no_answer() -> None:
     async def unreachable(*_: Any) -> None:
         raise AssertionError
 
-    asyncio.run(BodyLimit(unreachable)({"type": "http", "headers": []}, receive, unreachable))
+    metrics = Metrics()
+    app = Observe(BodyLimit(unreachable), metrics)
+    asyncio.run(app({"type": "http", "headers": []}, receive, unreachable))
+    labels = {"route": "unmatched", "tier": "", "status": "499"}
+    assert metrics.registry.get_sample_value("windfire_request_seconds_count", labels) == 1
 
 
 @pytest.mark.parametrize(

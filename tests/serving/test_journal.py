@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +87,26 @@ def test_exposures_that_the_disk_refuses_are_counted(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError):
         ExposureWriter(log, metrics).write([exposure, exposure])
     assert metrics.registry.get_sample_value("windfire_exposures_dropped_total") == 2
+
+
+def test_a_position_that_cannot_be_saved_refuses_no_event(
+    log: EventLog, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.journal._SAVE_EVERY", 1)
+    (tmp_path / "offsets").touch()  # where a directory would be
+    intake = intake_of(log, store, tmp_path, Metrics())
+    assert [result.status for (result,) in intake.write([[row("a")]])] == ["accepted"]
+    (tmp_path / "offsets").unlink()
+    assert [result.status for (result,) in intake.write([[row("b")]])] == ["accepted"]
+    assert known(store) == ["a", "b"]
+    assert ConsumerOffsets(tmp_path / "offsets").get("history") == 2
+
+
+def test_a_log_that_refuses_events_is_told_to_the_operator(
+    log: EventLog, store: Store, tmp_path: Path, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    intake = intake_of(log, store, tmp_path, Metrics())
+    log.close()
+    with pytest.raises(UnavailableError):
+        intake.write([[row("a")], [row("b"), row("c")]])
+    assert [(line["event"], line["events"]) for line in log_lines] == [("events_refused", 3)]

@@ -62,7 +62,8 @@ def test_a_refused_bundle_leaves_the_one_before(
     two_versions: Registry, server_settings: Settings, engine: InProcessEngine
 ) -> None:
     settings = server_settings.model_copy(update={"registry": two_versions.root})
-    watcher = BundleWatcher(settings, engine, Metrics())
+    metrics = Metrics()
+    watcher = BundleWatcher(settings, engine, metrics)
     old, new = two_versions.versions()
     asyncio.run(watcher.look())
     (two_versions.path(new) / "codes.npy").write_bytes(b"spoiled")
@@ -74,6 +75,25 @@ def test_a_refused_bundle_leaves_the_one_before(
     two_versions.set_current(old)
     asyncio.run(watcher.look())
     assert watcher.refused is None
+    loaded = metrics.registry.get_sample_value("windfire_bundle_reloads_total", {"result": "loaded"})
+    assert loaded == 1, "what runs is not loaded again"
+    engine.close()
+
+
+@pytest.mark.parametrize(("poll", "again"), [(timedelta(microseconds=1), True), (timedelta(hours=1), False)])
+def test_a_refused_bundle_is_tried_again_after_a_pause(
+    two_versions: Registry, server_settings: Settings, engine: InProcessEngine, poll: timedelta, again: bool
+) -> None:
+    settings = server_settings.model_copy(update={"registry": two_versions.root, "bundle_poll": poll})
+    watcher = BundleWatcher(settings, engine, Metrics())
+    codes = two_versions.path(two_versions.versions()[0]) / "codes.npy"
+    good = codes.read_bytes()
+    codes.unlink()
+    asyncio.run(watcher.look())
+    assert "codes.npy" in (watcher.refused or "")
+    codes.write_bytes(good)
+    asyncio.run(watcher.look())
+    assert (engine.versions is not None, watcher.refused is None) == (again, again)
     engine.close()
 
 

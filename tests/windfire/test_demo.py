@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from rich.console import Console
 
-from feature_store.history import EmbeddedHistoryStore, HistoryEvent
+from feature_store.history import EmbeddedHistoryStore, HistoryConsumer, HistoryEvent
 from recsys.bundle import Registry, publish_run
 from recsys.datasets.prepared import load_sequences
 from recsys.errors import DataError, UnavailableError, WindfireError
+from recsys.event_log import ConsumerOffsets, EventLog
+from recsys.records import EVENTS
 from recsys.storage import write_json_atomically
 from windfire.commands.demo import require_port, serve
 from windfire.demo import Demo, Journal, Step, command
@@ -95,6 +99,21 @@ def test_the_steps_follow_the_source(home: Path) -> None:
         ["offline", "histories"],
     ]
     assert Demo(home, home, None, config).tables == home
+
+
+def test_histories_that_are_made_anew_get_the_event_log_again(home: Path) -> None:
+    demo = Demo(home, home, None, home / "demo.yaml")
+    (home / "events").mkdir()
+    pq.write_table(pa.Table.from_pylist([], schema=EVENTS), home / "events" / "part-0.parquet")
+    offsets = ConsumerOffsets(demo.state / "offsets")
+    log = EventLog(demo.state / "events")
+    log.append([{"user_id": "ann", "item_id": "i", "action": "click"}])
+    offsets.commit("history", log.records.end)
+    demo.first_steps()[-1].run()
+    store = EmbeddedHistoryStore(demo.state / "history")
+    assert HistoryConsumer(log, store, offsets).catch_up() == 1
+    store.close()
+    log.close()
 
 
 def test_users_to_show_are_spread(tiny_work: Path) -> None:

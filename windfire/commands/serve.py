@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 app = typer.Typer()
 
@@ -19,6 +22,9 @@ def command(
     state: Annotated[Path | None, typer.Option(help="Directory for event log, exposure log and histories.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Imported tables: their users' events join the histories before the start.")
+    ] = None,
 ) -> None:
     """Answer over HTTP; config/windfire.reference.env explains the other settings."""
     from serving.runner import run
@@ -33,4 +39,17 @@ def command(
         raise ConfigError(
             first["msg"], field=name, value=first["input"], remedy="see config/windfire.reference.env"
         ) from error
+    if data is not None:
+        _load_histories(settings, data)
     run(settings)
+
+
+def _load_histories(settings: Settings, data: Path) -> None:
+    """Merge the tables' events into the histories; doing it at every start changes nothing."""
+    from feature_store.history import EmbeddedHistoryStore, load_tables
+
+    store = EmbeddedHistoryStore(settings.state / "history")
+    try:
+        load_tables(store, data, settings.history_actions)
+    finally:
+        store.close()

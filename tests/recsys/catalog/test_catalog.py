@@ -101,6 +101,17 @@ def test_the_same_question_gives_the_same_array_until_availability_changes() -> 
     assert catalog.eligible(ash, 20) is not before
 
 
+def test_filters_larger_than_their_masks_count_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.catalog.catalog._CACHE_BYTES", 100_000)
+    catalog = catalog_of(ROWS)
+    first = CatalogFilter(brands=("Ash", "x" * 40_000))
+    before = catalog.eligible(first, 100)
+    assert catalog.eligible(first, 100) is before
+    for number in range(3):
+        catalog.eligible(CatalogFilter(brands=(f"{number}" * 40_000,)), 100)
+    assert catalog.eligible(first, 100) is not before
+
+
 def test_the_cache_of_masks_is_bounded() -> None:
     cache = MaskCache(10)
     cache.put("a", np.zeros(6, dtype=bool))

@@ -55,7 +55,7 @@ def test_threads_that_append_while_the_disk_flushes_share_the_next_flush(tmp_pat
     assert disk.reached.wait(10)
     numbers: list[int] = []
     threads = in_threads(lambda n: numbers.extend(log.append([bytes([n]), bytes([n])])), 32)
-    wait_until(lambda: len(log._waiting) == 32)
+    wait_until(lambda: len(log._writer._waiting) == 32)
     assert not first.done()
     assert log.end == 0, "nothing is durable yet"
     assert list(log.read()) == []
@@ -161,3 +161,21 @@ def test_an_impossible_offset_is_refused(tmp_path: Path, name: str, offset: int)
     with pytest.raises(InputError):
         ConsumerOffsets(tmp_path).commit(name, offset)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_segment_that_cannot_begin_is_refused_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SegmentLog(tmp_path, segment_bytes=1)
+    log.append([b"good"])
+
+    def fail(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(UnavailableError, match="Too many open files"):
+            log.append([b"lost"])
+    assert log.append([b"again"]) == range(1, 2)
+    assert [payload for _, payload in log.read()] == [b"good", b"again"]
+    log.close()

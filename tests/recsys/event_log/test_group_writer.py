@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from recsys.errors import UnavailableError
-from serving.group_writer import GroupWriter
+from recsys.event_log import GroupWriter
 
 
 class Disk:
@@ -76,5 +76,16 @@ def test_a_full_or_closed_queue_refuses() -> None:
     disk.gate.set()
     group.close()
     assert [future.result(0) for future in (first, *waiting)] == [0, 10, 20]
-    with pytest.raises(UnavailableError, match="stopping"):
+    with pytest.raises(UnavailableError, match="closed"):
         group.submit(4)
+
+
+def test_a_caller_that_gives_up_takes_nobody_with_it() -> None:
+    disk = Disk()
+    group = writer(disk.write)
+    gone, stays = group.submit(1), group.submit(2)
+    assert not gone.cancel(), "what was submitted is written"
+    disk.gate.set()
+    assert stays.result(10) == 20
+    assert group.submit(3).result(10) == 30
+    group.close()

@@ -19,36 +19,44 @@ class GroupWriter(Generic[T, R]):
     """Hands what was submitted to `write`, everything that waits in one call, in the order of submission.
 
     Args:
-        name: of the thread.
+        name: of the thread, which begins with the first element.
         write: writes a group durably; one result per element. What it raises goes to every caller of the group.
-        limit: elements that may wait.
+        limit: elements that may wait; None = any number.
         linger: seconds to gather before writing; 0 writes at once what gathered during the write before.
     """
 
-    def __init__(self, name: str, write: Callable[[list[T]], list[R]], *, limit: int, linger: float = 0.0) -> None:
+    def __init__(
+        self, name: str, write: Callable[[list[T]], list[R]], *, limit: int | None = None, linger: float = 0.0
+    ) -> None:
+        self._name = name
         self._write = write
         self._limit = limit
         self._linger = linger
         self._waiting: list[tuple[T, Future[R]]] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def submit(self, element: T) -> Future[R]:
         """Queue an element.
 
         Returns:
-            Its result, once it is durable.
+            Its result, once it is durable. It cannot be cancelled: a caller that gives up leaves its group whole.
 
         Raises:
             UnavailableError: the queue is full or closed.
         """
         future: Future[R] = Future()
+        future.set_running_or_notify_cancel()
         with self._changed:
-            if self._closing or len(self._waiting) >= self._limit:
-                raise UnavailableError("the log cannot keep up" if not self._closing else "the server is stopping")
+            if self._closing:
+                raise UnavailableError("the log is closed")
+            if self._limit is not None and len(self._waiting) >= self._limit:
+                raise UnavailableError("the log cannot keep up")
             self._waiting.append((element, future))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
             self._changed.notify()
         return future
 
@@ -57,7 +65,8 @@ class GroupWriter(Generic[T, R]):
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while group := self._next_group():
