@@ -1,4 +1,4 @@
-"""Beam search over the draft head for one request, in NumPy.
+"""Beam search over the draft head for one request, in NumPy and compiled loops.
 
 Beams are kept in the order of their trie nodes, so their children come out in that order too: ties fall to the smaller
 packed semantic ID without sorting, and only the last level is sorted by score. A beam below which a single semantic ID
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from recsys.decoding import kernels
 from recsys.decoding.head_cell import HeadCell, product
-from recsys.decoding.ragged import best, segment_log_sum_exp
 from recsys.decoding.verifier import listing
 from recsys.errors import DataError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # A dot product over gathered rows costs about as much as this many columns of a dense product (measured, H = 128, 256).
 _GATHER_COST = 12
+_NONE = np.empty(0, dtype=np.bool_)
 
 
 class _Level(NamedTuple):
@@ -42,7 +43,7 @@ class _Level(NamedTuple):
         hidden: (H, T) output weight of the hidden state; None where it is added to the beam's state first.
         state: (H, T) output weight of the beam's state, or of the sum.
         state_rows: (T, H) the same for rows to be gathered.
-        bias: (1, T) or None.
+        bias: (T,), or (0,) for none.
     """
 
     children: Verifier
@@ -50,7 +51,7 @@ class _Level(NamedTuple):
     hidden: torch.Tensor | None
     state: torch.Tensor
     state_rows: Floats
-    bias: Floats | None
+    bias: Floats
 
 
 class HeadBeam:
@@ -104,71 +105,51 @@ class HeadBeam:
         last = len(self._levels) - 1
         for level, layer in enumerate(self._levels):
             degree, child, codes = layer.children.rows(nodes) if level else self._root  # (M,), (C,) ascending, (C,)
-            totals = self._totals(layer, hidden[level + 1 : level + 2], state, scores, codes, degree, opened)
-            _hide(totals, child, level, mask)
-            chosen = best(totals, min(width, leaves) if level == last else width)
-            nodes, scores = child.take(chosen), totals.take(chosen)
+            totals = self._totals(layer, hidden[level + 1], state, scores, codes, degree, opened)  # (C,)
+            alive = mask.live.alive
+            kernels.hide(totals, child, _NONE if alive is None else alive[level], mask.dead[level])
+            kept = min(width, leaves) if level == last else width
+            opens = _NONE if level == last else self._levels[level + 1].opened
+            nodes, scores, following, row, letters = kernels.pick(
+                totals, _threshold(totals, kept), kept, degree, child, codes, opened, opens
+            )
             if level < last:
-                following = self._levels[level + 1].opened.take(nodes)
-                kept = chosen[following]
-                parent = np.searchsorted(degree.cumsum(), kept, side="right") if level else np.zeros_like(kept)
-                # an open child has an open parent, whose state stands at the number of open beams before it
-                row = parent if len(state) == len(opened) else (opened.cumsum() - 1).take(parent)
-                state = self._cells[level].advance(state, row, codes.take(kept))
+                state = self._cells[level].advance(state, row, letters)
                 opened = following
         order = np.argsort(-scores, kind="stable")
         return nodes[order], scores[order]
 
     def _totals(
-        self,
-        layer: _Level,
-        hidden: Floats,
-        state: Floats,
-        scores: Floats,
-        codes: Ints,
-        degree: Ints,
-        opened: Bools,
+        self, layer: _Level, hidden: Floats, state: Floats, scores: Floats, codes: Ints, degree: Ints, opened: Bools
     ) -> Floats:
         """(C,) score of every child: the beam's score plus log p(code | prefix)."""
-        if len(state) == len(opened):
-            return self._open_totals(layer, hidden, state, scores, codes, degree)
-        totals = np.repeat(scores, degree)
-        if len(state):
-            at = np.flatnonzero(np.repeat(opened, degree))
-            totals[at] = self._open_totals(layer, hidden, state, scores[opened], codes.take(at), degree[opened])
-        return totals
-
-    def _open_totals(
-        self, layer: _Level, hidden: Floats, state: Floats, scores: Floats, codes: Ints, degree: Ints
-    ) -> Floats:
-        """`_totals` of open beams, which all have a state."""
         count, size = len(state), layer.state.shape[1]
-        shared: Floats | None = None
+        shared = layer.bias  # (T,) what all beams have in common, or (0,)
         if layer.hidden is None:
             state = state + hidden
         else:
-            shared = product(hidden, layer.hidden)  # (1, T) what all beams have in common
-        if layer.bias is not None:
-            shared = layer.bias if shared is None else shared + layer.bias
-        values: Floats
+            common = product(hidden[None], layer.hidden)[0]
+            shared = common + shared if len(shared) else common
         if not self._whole_codebook and len(codes) * _GATHER_COST < count * size:
-            row = np.repeat(np.arange(count), degree)
-            values = np.einsum("ch,ch->c", state.take(row, axis=0), layer.state_rows.take(codes, axis=0))
-            if shared is not None:
-                values += shared.take(codes)
-            norm = segment_log_sum_exp(values, degree)
+            values = kernels.dotted(state, layer.state_rows, shared, degree, codes, opened)
         else:
             dense = product(state, layer.state)  # (M', T)
-            if shared is not None:
+            if len(shared):
                 dense += shared
-            at = codes if count == 1 else codes + np.repeat(np.arange(0, count * size, size), degree)
-            values = dense.ravel().take(at)
             if self._whole_codebook:
-                norm = segment_log_sum_exp(dense.ravel(), np.full(count, size))
-            else:
-                norm = segment_log_sum_exp(values, degree)
-        values += np.repeat(scores - norm, degree)
+                logits = torch.from_numpy(dense).log_softmax(dim=1).numpy()
+                return np.repeat(scores, degree) + logits[np.repeat(np.arange(count), degree), codes]
+            values = kernels.gathered(dense, degree, codes, opened)
+        kernels.add_up(values, np.exp(values), degree, scores)
         return values
+
+
+def _threshold(totals: Floats, width: int) -> Floats:
+    """(1,) the width-th largest."""
+    surplus = len(totals) - width
+    if surplus <= 0:
+        return np.full(1, -np.inf, dtype=totals.dtype)
+    return np.partition(totals, surplus)[surplus : surplus + 1]
 
 
 def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools) -> _Level:
@@ -183,18 +164,8 @@ def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools
         hidden,
         torch.from_numpy(np.ascontiguousarray(state.T)),
         np.ascontiguousarray(state),
-        None if weights.output_bias is None else weights.output_bias[level][None],
+        output[0, :0] if weights.output_bias is None else weights.output_bias[level],
     )
-
-
-def _hide(totals: Floats, child: Ints, level: int, mask: RequestMask) -> None:
-    """Set the scores of children without an eligible item to minus infinity."""
-    if mask.live.alive is not None:
-        np.copyto(totals, -np.inf, where=~mask.live.alive[level].take(child))
-    dead = mask.dead[level]
-    if len(dead) and len(child):
-        at = np.minimum(np.searchsorted(child, dead), len(child) - 1)
-        totals[at[child[at] == dead]] = -np.inf
 
 
 def _leaves_below(trie: SidTrie) -> list[Ints]:

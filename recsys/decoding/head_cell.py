@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from recsys.decoding import kernels
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -57,35 +59,21 @@ class HeadCell:
         Returns:
             (n, H).
         """
-        own: Floats = state.take(row, axis=0)
         if self.transition == "none":
-            return own
-        fresh = _product(state, self._fresh, row, own)  # (n, H)
-        given = self._given_fresh.take(codes, axis=0)
+            return state.take(row, axis=0)
+        # one product per parent where there are fewer of them than children
+        few = len(state) < len(row)
+        source = state if few else state.take(row, axis=0)
+        at = row if few else np.arange(len(row))
         if self.transition == "rnn":
-            fresh += given
+            fresh = kernels.spread(product(source, self._fresh), at, self._given_fresh, codes)
             return np.tanh(fresh, out=fresh)
-        width = state.shape[1]
-        gates = _product(state, self._gates, row, own)  # (n, 2H) becomes sigmoid(r, z)
-        gates += self._given_gates.take(codes, axis=0)
-        np.tanh(gates, out=gates)
-        gates *= 0.5
-        gates += 0.5
-        fresh += self._bias
-        fresh *= gates[:, :width]
-        fresh += given
-        np.tanh(fresh, out=fresh)  # the candidate; the answer lies between it and the old state
-        own -= fresh
-        own *= gates[:, width:]
-        own += fresh
-        return own
-
-
-def _product(state: Floats, weight: torch.Tensor, row: Ints, own: Floats) -> Floats:
-    """(n, G): one product per parent where there are fewer of them than children."""
-    if len(state) < len(row):
-        return product(state, weight).take(row, axis=0)
-    return product(own, weight)
+        gates = kernels.spread(product(source, self._gates), at, self._given_gates, codes)
+        np.tanh(gates, out=gates)  # (n, 2H)
+        fresh = kernels.reset(product(source, self._fresh), at, self._bias, gates, self._given_fresh, codes)
+        np.tanh(fresh, out=fresh)
+        kernels.blend(state, row, gates, fresh)
+        return fresh
 
 
 def _right_side(weight: Floats) -> torch.Tensor:

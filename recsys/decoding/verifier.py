@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from recsys.decoding import kernels
 from recsys.decoding.ragged import ranges
 
 if TYPE_CHECKING:
@@ -76,10 +77,7 @@ class CsrChildren:
 
     def rows(self, nodes: Ints) -> Rows:
         """See `Verifier.rows`."""
-        first = self._start.take(nodes)
-        degree = self._start.take(nodes + 1) - first
-        child = ranges(first, degree)
-        return Rows(degree, child, self._wide.take(child))
+        return Rows(*kernels.csr_rows(self._start, self._wide, nodes))
 
     def find(self, nodes: Ints, codes: Ints) -> Ints:
         """See `Verifier.find`: a binary search inside every row, all rows at once."""
