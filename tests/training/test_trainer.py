@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,39 @@ def test_early_stopping_ends_the_run(tiny_data: PreparedData, tmp_path: Path) ->
     manifest = train(tiny_data, frozen, tmp_path / "run", seed=1)
     assert manifest["stopped_early"]
     assert manifest["steps"] < 200
+
+
+def test_without_validation_targets_the_last_weights_are_kept(tiny_data: PreparedData, tmp_path: Path) -> None:
+    nothing = np.full(tiny_data.sequences.users, -1, np.int32)
+    data = replace(tiny_data, sequences=replace(tiny_data.sequences, valid_index=nothing))
+    manifest = train(data, settings(evaluate_every=5, patience=2), tmp_path / "run", seed=1)
+    assert (manifest["steps"], manifest["best_step"], manifest["stopped_early"]) == (30, 30, False)
+    assert manifest["metrics"]["valid.ndcg@10"] == 0.0
+
+
+def test_a_teacher_that_never_speaks_leaves_the_loss_to_the_targets(tiny_data: PreparedData, tmp_path: Path) -> None:
+    single = np.minimum(tiny_data.sequences.train_end, 1)  # one training event each: nothing to ask the teacher
+    data = replace(tiny_data, sequences=replace(tiny_data.sequences, train_end=single))
+    train(data, settings(), tmp_path / "alone", seed=1)
+    train(data, settings(teacher={"kind": "ease", "top": 10}), tmp_path / "taught", seed=1)
+    alone, taught = weights(tmp_path / "alone"), weights(tmp_path / "taught")
+    assert all(torch.equal(alone[name], taught[name]) for name in alone)
+
+
+def test_a_log_without_training_events_is_an_error(tiny_data: PreparedData, tmp_path: Path) -> None:
+    nothing = np.zeros_like(tiny_data.sequences.train_end)
+    data = replace(tiny_data, sequences=replace(tiny_data.sequences, train_end=nothing))
+    with pytest.raises(DataError, match="no training event"):
+        train(data, settings(), tmp_path / "run", seed=1)
+
+
+def test_another_parent_is_another_run(tiny_data: PreparedData, tmp_path: Path) -> None:
+    train(tiny_data, settings(), tmp_path / "run", seed=1)
+    parent = weights(tmp_path / "run")
+    with pytest.raises(DataError, match="checkpoint"):
+        train(tiny_data, settings(), tmp_path / "run", seed=1, parent_weights=parent)
+    first = train(tiny_data, settings(), tmp_path / "child", seed=1, parent_weights=parent)
+    assert train(tiny_data, settings(), tmp_path / "child", seed=1, parent_weights=parent) == first
 
 
 def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_path: Path) -> None:

@@ -80,13 +80,13 @@ def load_checkpoint(
         progress, the averaged weights, the best weights.
 
     Raises:
-        DataError: the checkpoint belongs to other data or settings.
+        DataError: the checkpoint belongs to other data, settings or another parent.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata["fingerprint"] != fingerprint:
             raise DataError(
-                "the checkpoint belongs to other data, settings or another seed",
+                "the checkpoint belongs to other data, settings, another seed or another parent",
                 field="checkpoint",
                 value=str(path),
                 remedy="choose another --out, or remove this folder to start again",

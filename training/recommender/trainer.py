@@ -97,6 +97,14 @@ def data_fingerprint(data: PreparedData) -> str:
     return sha256_parts([data.tokenizer_version, *(np.ascontiguousarray(array).tobytes() for array in arrays)])
 
 
+def weights_fingerprint(weights: dict[str, Tensor]) -> str:
+    """Of names and values."""
+    parts: list[str | bytes] = []
+    for name, tensor in sorted(weights.items()):
+        parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()]
+    return sha256_parts(parts)
+
+
 class Trainer:
     """One run: build with `Trainer(...)`, then `run()`.
 
@@ -110,7 +118,7 @@ class Trainer:
 
     Raises:
         ConfigError: sizes or a backbone that cannot be built.
-        DataError: `out` holds a checkpoint of other data or settings.
+        DataError: `out` holds a checkpoint of other data, settings or parent, or there is no training event.
     """
 
     def __init__(
@@ -129,7 +137,8 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed)])
+        parent = [] if parent_weights is None else [weights_fingerprint(parent_weights)]
+        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed), *parent])
         features = item_features(data, settings)
         self.config = recommender_config(features, data, settings)
         self.trie = SidTrie.build(data.codes, data.codebook_sizes)
@@ -254,8 +263,8 @@ class Trainer:
             self.model, self.trie, self.data, users=settings.evaluate_users, beam=settings.evaluate_beam
         )
         self.model.load_state_dict(current)
-        if value > progress.best:
-            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        if value is None or value > progress.best:  # nothing to choose by: the newest weights
+            progress.best, progress.best_step, progress.stale = value or 0.0, progress.step, 0
             self.best = {name: average.clone() for name, average in self.average.items()}
         else:
             progress.stale += 1
@@ -264,7 +273,7 @@ class Trainer:
             row = {
                 "loss": loss,
                 "learning_rate": learning_rate(progress.step, settings),
-                "valid.ndcg@10": value,
+                "valid.ndcg@10": value or 0.0,
                 "cpu_seconds": progress.cpu_seconds,
             }
             self.metrics.append(progress.step, row)
