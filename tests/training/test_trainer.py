@@ -219,6 +219,51 @@ train(tiny(), TrainSettings.parse({settings!r}), Path({out!r}), seed=3)
 """
 
 
+KILLED_BOTH = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+from conftest_tiny import tiny
+from training.recommender.settings import TrainSettings
+from training.recommender.trainer import Trainer, train
+settings, out = TrainSettings.parse({settings!r}), Path({out!r})
+train(tiny(), settings, out / "whole", seed=3)
+killed = Trainer(tiny(), settings, out / "parts", seed=3)
+step = killed._step
+def stepped(batch):
+    if killed.progress.step == 17:
+        raise RuntimeError("killed")
+    return step(batch)
+killed._step = stepped
+try:
+    killed.run()
+except RuntimeError as error:
+    assert str(error) == "killed", error
+train(tiny(), settings, out / "parts", seed=3)
+"""
+
+
+def torchrun(tiny_data: PreparedData, tmp_path: Path, text: str) -> None:
+    """Run a script in two processes; it finds `conftest_tiny.tiny()` beside it."""
+    np.savez(tmp_path / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
+    (tmp_path / "conftest_tiny.py").write_text(RELOAD.format(path=str(tmp_path / "tiny.npz")))
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    loopback = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *loopback, str(script)], check=True, timeout=100, capture_output=True, env=environment)
+
+
+def test_two_processes_continue_bit_for_bit(tiny_data: PreparedData, tmp_path: Path) -> None:
+    """With dropout and a teacher: every process goes on with its own random numbers."""
+    same = {**SMALL, "teacher": {"kind": "ease", "top": 10}, "evaluate_every": 30}
+    torchrun(tiny_data, tmp_path, KILLED_BOTH.format(tests=str(tmp_path), settings=same, out=str(tmp_path)))
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> None:
     same = {
         **SMALL,
@@ -228,14 +273,7 @@ def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> Non
         "patience": 99,
     }
     train(tiny_data, TrainSettings.parse(same), tmp_path / "one", seed=3)
-    np.savez(tmp_path / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
-    (tmp_path / "conftest_tiny.py").write_text(RELOAD.format(path=str(tmp_path / "tiny.npz")))
-    script = tmp_path / "script.py"
-    script.write_text(TORCHRUN.format(tests=str(tmp_path), settings=same, out=str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    loopback = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *loopback, str(script)], check=True, timeout=100, capture_output=True, env=environment)
+    torchrun(tiny_data, tmp_path, TORCHRUN.format(tests=str(tmp_path), settings=same, out=str(tmp_path / "two")))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from recsys.decoding.trie import SidTrie
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
-from training.recommender.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.recommender.checkpoint import Progress, RandomState, load_checkpoint, save_checkpoint
 from training.recommender.examples import Batch, BatchSampler
 from training.recommender.metrics import MetricsLog
 from training.recommender.objectives import Distilled, batch_loss
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from training.recommender.settings import TrainSettings
 
 RUN_FORMAT = "windfire.run/1"
+_BETWEEN_RANKS: Final = 1_000_003  # seeds of neighbours stay apart from seeds that people choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,10 @@ class Workers:
 
     @classmethod
     def current(cls) -> Workers:
-        """Join torchrun's process group where there is one."""
+        """Join torchrun's process group where there is one; each process takes the GPU of its local rank."""
         if dist.is_torchelastic_launched() and not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
@@ -63,6 +67,14 @@ class Workers:
         dist.all_reduce(flat)
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def gathered(self, value: RandomState) -> list[RandomState]:
+        """The value of every process, by rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
 
 
 def item_features(data: PreparedData, settings: TrainSettings) -> ItemFeatures:
@@ -147,7 +159,10 @@ class Trainer:
         if parent_weights is not None:
             warm_start(self.model, parent_weights)
         self.normaliser = Normaliser(self.trie, whole_codebook=self.config.whole_codebook).to(self.device)
-        self.generator = torch.Generator().manual_seed(seed)
+        own_seed = seed + _BETWEEN_RANKS * self.workers.rank
+        if self.workers.rank:  # the same weights, but dropout and the teacher's draws of its own
+            torch.manual_seed(own_seed)
+        self.generator = torch.Generator().manual_seed(own_seed)
         self.optimiser = _optimiser(self.model, settings)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.best = self.average
@@ -174,6 +189,7 @@ class Trainer:
                 model=self.model,
                 optimiser=self.optimiser,
                 generator=self.generator,
+                rank=self.workers.rank,
             )
         earlier = (self.progress.seconds, self.progress.cpu_seconds)
         if not self.progress.stopped and self.progress.step < self.settings.steps:
@@ -203,7 +219,7 @@ class Trainer:
                 self._evaluate(loss)
             progress.seconds = earlier[0] + time.monotonic() - self._started
             progress.cpu_seconds = earlier[1] + _cpu_seconds() - self._cpu_started
-            if self.workers.rank == 0 and progress.step % settings.checkpoint_every == 0:
+            if progress.step % settings.checkpoint_every == 0:
                 self._save()
             tick(f"loss {loss:.3f} ndcg@10 {max(progress.best, 0):.4f}")
 
@@ -279,6 +295,9 @@ class Trainer:
             self.metrics.append(progress.step, row)
 
     def _save(self) -> None:
+        random = self.workers.gathered(RandomState.of(self.generator))
+        if self.workers.rank:
+            return
         save_checkpoint(
             self.out / "checkpoint.safetensors",
             fingerprint=self.fingerprint,
@@ -287,7 +306,7 @@ class Trainer:
             average=self.average,
             best=self.best,
             optimiser=self.optimiser,
-            generator=self.generator,
+            random=random,
         )
 
     def _finish(self) -> dict[str, Any]:

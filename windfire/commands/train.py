@@ -22,7 +22,7 @@ def recommender(
     out: Annotated[Path, typer.Option(help="Run directory; a checkpoint found there is continued.")],
     config: Annotated[Path | None, typer.Option(help="YAML of training.recommender.TrainSettings.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, dropout, sampler and teacher.")] = 1,
-    parent: Annotated[Path | None, typer.Option(help="Run directory to start from (warm start).")] = None,
+    parent: Annotated[Path | None, typer.Option(help="Run directory or bundle to start from (warm start).")] = None,
 ) -> None:
     """Fit backbone and draft head. Under torchrun every process takes its share of each batch."""
     from safetensors.torch import load_file
