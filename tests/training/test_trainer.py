@@ -50,12 +50,13 @@ def test_every_shape_learns_a_predictable_walk(shape: str, tiny_data: PreparedDa
     [
         {"whole_codebook": True},
         {"placeholders": False},
+        {"shape": "token", "placeholders": False},
         {"transition": "none"},
         {"transition": "rnn"},
         {"fusion": "concat"},
         {"use_item_id": False, "use_text": False, "use_collaborative": False},
     ],
-    ids=lambda switch: next(iter(switch)),
+    ids=lambda switch: "-".join(map(str, switch)),
 )
 def test_every_switch_trains(switch: dict[str, object], tiny_data: PreparedData, tmp_path: Path) -> None:
     manifest = train(tiny_data, settings(model={**SMALL["model"], **switch}), tmp_path / "run", seed=1)  # type: ignore[dict-item]
