@@ -174,7 +174,7 @@ def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_
     assert all(torch.equal(state[name], parent[name]) for name in parent)
 
 
-@pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1)])
+@pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1), ("item_to_item", 3)])
 def test_the_teacher_speaks_at_all_but_first_events(kind: str, folds: int, tiny_data: PreparedData) -> None:
     teacher = build_teacher(tiny_data, TeacherSettings.model_validate({"kind": kind, "folds": folds, "top": 5}), 8)
     assert teacher is not None
@@ -187,6 +187,21 @@ def test_the_teacher_speaks_at_all_but_first_events(kind: str, folds: int, tiny_
     assert spoken.all()
     assert items.shape == (len(positions), 3)
     assert ((items >= 0) & (items < 60)).all()
+
+
+@pytest.mark.parametrize("kind", ["ease", "item_to_item"])
+def test_a_cross_fitted_teacher_has_not_seen_the_user(kind: str, tiny_data: PreparedData) -> None:
+    """One user's walk is changed behind its first two events: what the teacher says there stays as it was."""
+    sequences = tiny_data.sequences
+    user = int(np.flatnonzero(sequences.train_end >= 5)[0])
+    place = int(sequences.offsets[user])
+    items = sequences.items.copy()
+    items[place + 2 : place + 5] = [41, 17, 29]
+    changed = replace(tiny_data, sequences=replace(sequences, items=items))
+    chosen = TeacherSettings.model_validate({"kind": kind, "folds": 2, "top": 5})
+    said = [build_teacher(data, chosen, 8) for data in (tiny_data, changed)]
+    rows = [teacher.items[teacher.row[place + 1]] for teacher in said if teacher is not None]
+    np.testing.assert_array_equal(rows[0], rows[1])
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

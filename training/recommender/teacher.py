@@ -184,5 +184,5 @@ def _fit_teacher(
 ) -> ItemScorer:
     if settings.kind == "ease":
         return Ease.fit(data, EaseSettings(settings.regularisation, settings.decay, max_history), users=users)
-    fitted = ItemCF.fit(data, ItemCFSettings(decay=settings.decay, max_history=max_history))
+    fitted = ItemCF.fit(data, ItemCFSettings(decay=settings.decay, max_history=max_history), users=users)
     return ItemCF(truncated(fitted.similarity, settings.neighbours), fitted.settings)
