@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recsys.bundle import Registry
 from recsys.bundle.loading import load_model
 from recsys.datasets.prepared import PreparedData
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, DataError, VersionMismatchError
 from training.recommender.settings import TeacherSettings, TrainSettings
 from training.recommender.teacher import build_teacher
-from training.recommender.trainer import Trainer, item_features, learning_rate, train
+from training.recommender.trainer import Trainer, item_features, learning_rate, load_parent, train
 
 SMALL = {
     "model": {"d_model": 32, "layers": 1, "heads": 2, "max_history": 8, "dropout": 0.1},
@@ -172,6 +173,18 @@ def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_
     child = Trainer(tiny_data, settings(), tmp_path / "child", seed=2, parent_weights=parent)
     state = child.model.state_dict()
     assert all(torch.equal(state[name], parent[name]) for name in parent)
+
+
+def test_a_run_or_a_bundle_of_the_same_tokenizer_is_a_parent(
+    tiny_work: Path, tiny_run: Path, tiny_registry: Registry, tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    data = PreparedData.load(tiny_work)
+    run, bundle = load_parent(tiny_run, data), load_parent(tiny_registry.path(str(tiny_registry.current())), data)
+    assert run.keys() == bundle.keys()
+    with pytest.raises(VersionMismatchError, match="another tokenizer"):
+        load_parent(tiny_run, tiny_data)
+    with pytest.raises(DataError, match="no finished run"):
+        load_parent(tmp_path, data)
 
 
 @pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1), ("item_to_item", 3)])

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from recsys.backends import choose_backbone
 from recsys.decoding.trie import SidTrie
+from recsys.errors import DataError, VersionMismatchError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
@@ -385,6 +386,26 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
     floor = settings.final_rate
     return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))
+
+
+def load_parent(parent: Path, data: PreparedData) -> dict[str, Tensor]:
+    """The weights of a finished run or of a bundle, to start from.
+
+    Raises:
+        DataError: neither of them is there.
+        VersionMismatchError: its codes mean something else: it was trained with another tokenizer.
+    """
+    manifest, weights = parent / "manifest.json", parent / "model" / "weights.safetensors"
+    if not manifest.is_file() or not weights.is_file():
+        raise DataError("no finished run and no bundle to start from", field="parent", value=str(parent))
+    if (found := read_json(manifest)["tokenizer_version"]) != data.tokenizer_version:
+        raise VersionMismatchError(
+            f"the parent was trained with another tokenizer than {data.tokenizer_version} of the work directory",
+            field="tokenizer_version",
+            value=found,
+            remedy="start from a model of the same tokenizer, or without --parent",
+        )
+    return load_file(weights)
 
 
 def warm_start(model: nn.Module, weights: dict[str, Tensor]) -> int:

@@ -25,18 +25,17 @@ def recommender(
     parent: Annotated[Path | None, typer.Option(help="Run directory or bundle to start from (warm start).")] = None,
 ) -> None:
     """Fit backbone and draft head. Under torchrun every process takes its share of each batch."""
-    from safetensors.torch import load_file
-
     from recsys.datasets.prepared import PreparedData
     from training.recommender.settings import TrainSettings
-    from training.recommender.trainer import train
+    from training.recommender.trainer import load_parent, train
 
+    prepared = PreparedData.load(data)
     manifest = train(
-        PreparedData.load(data),
+        prepared,
         TrainSettings() if config is None else TrainSettings.load(config),
         out,
         seed=seed,
-        parent_weights=None if parent is None else load_file(parent / "model" / "weights.safetensors"),
+        parent_weights=None if parent is None else load_parent(parent, prepared),
         show_progress=True,
     )
     Console().print(
