@@ -201,9 +201,11 @@ def advice(dataset: str, results: Mapping[str, Sequence[ArmResult]], *, replicat
         results: method to its arms, one per seed.
         replicates: of the bootstrap.
     """
+    if not results:
+        return f"Nothing could be measured on {dataset}, so nothing is recommended."
     ranks = {name: np.stack([arm.views["masked"].ranks for arm in arms]) for name, arms in results.items()}
     order = [*(name for name in _SIMPLEST_FIRST if name in ranks), *(n for n in ranks if n not in _SIMPLEST_FIRST)]
-    cases = next((array.shape[1] for array in ranks.values()), 0)
+    cases = next(iter(ranks.values())).shape[1]
     if not cases:
         return f"{dataset} has no test case: nothing can be recommended; give users with three or more positive events."
     rng = np.random.default_rng(_SEED)
