@@ -18,8 +18,8 @@ from recsys.datasets.importing.generic import open_log
 from recsys.datasets.importing.kuairand import open_kuairand
 from recsys.datasets.importing.movielens import open_movielens
 from recsys.datasets.importing.sink import Sink
-from recsys.errors import InputError
-from recsys.records import TablesManifest
+from recsys.errors import ConfigError, InputError
+from recsys.records import TablesManifest, tables_place
 from recsys.storage import sha256_file, staged_directory
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def import_dataset(
 
     Raises:
         InputError: the name is unknown, the source cannot be read, lacks a column, or has no usable event.
+        ConfigError: `out` holds something else than tables, or the source itself.
     """
     if out is None and not check:
         raise InputError("no directory for the tables", field="out", remedy="name one, or use check")
@@ -103,7 +104,7 @@ def import_dataset(
         with tempfile.TemporaryDirectory(prefix="windfire-check-") as scratch:
             sink = _run(dataset, None, Path(scratch), limits, progress)
         return _report(dataset, sink, _manifest(name, dataset, sink, started, None))
-    with staged_directory(out) as staged:
+    with staged_directory(_place(out, source)) as staged:
         scratch_folder = staged / "scratch"
         sink = _run(dataset, staged, scratch_folder, limits, progress)
         shutil.rmtree(scratch_folder)
@@ -112,6 +113,20 @@ def import_dataset(
         manifest = _manifest(name, dataset, sink, started, source if source.is_dir() else source.parent)
         manifest.save(staged)
     return _report(dataset, sink, manifest)
+
+
+def _place(out: Path, source: Path) -> Path:
+    """Where the tables go; the directory is replaced, so the log may not stand in it."""
+    place = tables_place(out)
+    log = source.resolve()
+    if place == log or place in log.parents:
+        raise ConfigError(
+            "the log stands in the directory that the tables replace",
+            field="out",
+            value=str(out),
+            remedy="choose another directory",
+        )
+    return place
 
 
 def _open(name: str, source: Path, mapping: Path | None) -> SourceDataset:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from recsys.datasets.importing import import_dataset, known_datasets
-from recsys.errors import InputError
+from recsys.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from tests.recsys.datasets.importing.conftest import Workplace
@@ -255,3 +255,23 @@ def test_the_strongest_signal_is_the_action(place: Workplace) -> None:
         (8, "wrong_type"),
     ]
     assert place.rows("items")[0]["category_path"] == ["39"]
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "not JSON"])
+def test_a_directory_with_something_else_is_never_replaced(place: Workplace, manifest: str | None) -> None:
+    source = place.write("log.csv", HEADER + GOOD)
+    kept = place.write("tables/notes.txt", "mine")
+    if manifest is not None:
+        place.write("tables/manifest.json", manifest)
+    with pytest.raises(ConfigError, match="something else than tables"):
+        import_dataset("csv", source, place.out)
+    assert kept.read_text() == "mine"
+
+
+def test_tables_do_not_replace_their_own_log(place: Workplace) -> None:
+    import_dataset("csv", place.write("log.csv", HEADER + GOOD), place.out)
+    source = place.write("tables/log.csv", HEADER + GOOD)
+    for log in (source, place.out):
+        with pytest.raises(ConfigError, match="the log stands in the directory"):
+            import_dataset("csv", log, place.out)
+    assert source.read_text() == HEADER + GOOD
