@@ -11,7 +11,7 @@ from offline.job import Job, JobManifest, exclusive, run_job
 from offline.jobs import catalog, clean, cooccurrence, core, sequences, splits, text_embeddings, vectors
 from offline.session import LazySession, is_local
 from offline.tables import Tables
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.storage import sha256_file, sha256_parts
 from recsys.text.encoder import model_directory, processor_has_bfloat16
 
@@ -75,13 +75,14 @@ def run_pipeline(
         The manifests in the order of `JOBS`; `skipped` says which outputs were left as they were.
 
     Raises:
-        ConfigError: settings that contradict the source.
+        ConfigError: settings that contradict the source, or a work directory that holds something else.
         DataError: missing or unfit tables, or nothing to learn from.
         UnavailableError: another run holds the work directory, or Spark does not start.
     """
     opened = Tables.open([Path(tables).resolve(), *(Path(path).resolve() for path in increments)])
     work = Path(work).resolve()
     brief = is_local(master) and opened.rows("events") < _BRIEF_EVENTS
+    _require_place(work)
     with (
         exclusive(work),
         _scratch(work) as scratch,
@@ -95,6 +96,19 @@ def run_pipeline(
             if on_done is not None:
                 on_done(manifests[-1])
     return manifests
+
+
+def _require_place(work: Path) -> None:
+    """Refuse a work directory in which a job's output would replace something that no job wrote."""
+    for name in JOBS:
+        folder = work / name
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise ConfigError(
+                f"the work directory has a folder {name} that no job wrote",
+                field="out",
+                value=str(work),
+                remedy="choose another directory; the tables cannot be their own work directory",
+            )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from offline.settings import OfflineSettings
 from offline.tables import Tables
 from recsys.datasets.importing import import_dataset
 from recsys.datasets.prepared import read_job
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, CorruptionError, DataError
 from recsys.records import EVENTS, POSITIVE_ACTIONS
 from recsys.text.encoder import load_encoder
 from recsys.text.item_text import item_text
@@ -195,6 +195,27 @@ def test_a_missing_or_mistyped_column_is_named(
 def test_a_directory_without_tables_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="windfire import"):
         run_pipeline(tmp_path, tmp_path / "work", OfflineSettings())
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, write_tables: WriteTables) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK])
+    (tables / "events" / "part-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CorruptionError, match=r"events/part-0\.parquet is no Parquet file"):
+        run_pipeline(tables, tmp_path / "work", OfflineSettings())
+
+
+def test_a_source_without_times_refuses_increments(tmp_path: Path, write_tables: WriteTables) -> None:
+    base = write_tables(tmp_path / "base", [{"item_id": "a"}], [CLICK], time_is_order=True)
+    day = write_tables(tmp_path / "day", [], [CLICK | {"event_id": "f", "time": 0}], time_is_order=True)
+    with pytest.raises(ConfigError, match="without times cannot be continued"):
+        run_pipeline(base, tmp_path / "work", OfflineSettings(), increments=[day])
+
+
+def test_a_work_directory_never_replaces_what_no_job_wrote(tmp_path: Path, write_tables: WriteTables) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK])
+    with pytest.raises(ConfigError, match="a folder items that no job wrote"):
+        run_pipeline(tables, tables, OfflineSettings())
+    assert [path.name for path in (tables / "items").iterdir()] == ["part-0.parquet"]
 
 
 BASE_ROWS = [("a", ["x", "y"], {"k": "v"}), (None, ["z"], {}), ("a", ["x", "y"], {"k": "v"})]

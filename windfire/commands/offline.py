@@ -25,7 +25,7 @@ def group() -> None:
 def run(
     data: Annotated[Path, typer.Option(help="Tables of `windfire import` or `windfire simulate`.")],
     out: Annotated[Path, typer.Option(help="Work directory, one folder per job; made when absent.")],
-    config: Annotated[Path | None, typer.Option(help="Settings of the jobs (YAML); docs/offline.md.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of the jobs (YAML); see docs/offline.md.")] = None,
     split: Annotated[str | None, typer.Option(help="leave_one_out, latest or global_time.")] = None,
     positive_actions: Annotated[
         str | None, typer.Option(help="Comma-separated; default click,cart,purchase,like.")
