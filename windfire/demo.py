@@ -151,7 +151,7 @@ class Demo:
         from recsys.records import POSITIVE_ACTIONS
 
         shutil.rmtree(self.state / "history", ignore_errors=True)
-        (self.state / "history_progress.json").unlink(missing_ok=True)
+        (self.state / "offsets" / "history.json").unlink(missing_ok=True)
         store = EmbeddedHistoryStore(self.state / "history")
         load_tables(store, self.tables, POSITIVE_ACTIONS)
         store.close()

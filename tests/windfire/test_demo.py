@@ -15,8 +15,10 @@ from rich.console import Console
 
 from feature_store.history import EmbeddedHistoryStore, HistoryEvent
 from recsys.bundle import Registry, publish_run
+from recsys.datasets.importing import import_dataset
 from recsys.datasets.prepared import load_sequences
 from recsys.errors import DataError, UnavailableError, WindfireError
+from recsys.event_log import ConsumerOffsets
 from recsys.storage import write_json_atomically
 from windfire.commands.demo import require_port, serve
 from windfire.demo import Demo, Journal, Step, command
@@ -95,6 +97,19 @@ def test_the_steps_follow_the_source(home: Path) -> None:
         ["offline", "histories"],
     ]
     assert Demo(home, home, None, config).tables == home
+
+
+def test_new_tables_leave_the_event_log_to_be_merged_again(home: Path) -> None:
+    (home / "log.csv").write_text("user_id,item_id,time\nann,a,1700000000\n")
+    import_dataset("csv", home / "log.csv", home / "tables")
+    demo = Demo(home, home / "tables", None, home / "demo.yaml")
+    offsets = ConsumerOffsets(demo.state / "offsets")
+    offsets.commit("history", 7)
+    demo.first_steps()[-1].run()
+    assert offsets.get("history") == 0
+    store = EmbeddedHistoryStore(demo.state / "history")
+    assert [event.item_id for event in store.get("ann").events] == ["a"]
+    store.close()
 
 
 def test_users_to_show_are_spread(tiny_work: Path) -> None:
