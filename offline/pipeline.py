@@ -12,7 +12,7 @@ from offline.jobs import catalog, clean, cooccurrence, core, sequences, splits, 
 from offline.session import LazySession, is_local
 from offline.tables import Tables
 from recsys.errors import ConfigError, DataError
-from recsys.storage import sha256_file, sha256_parts
+from recsys.storage import restore_directory, sha256_file, sha256_parts
 from recsys.text.encoder import model_directory, processor_has_bfloat16
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run_pipeline(
     *,
     master: str = "local[*]",
     increments: Sequence[Path] = (),
-    tokenizer: TokenizerMode = "build",
+    tokenizer: TokenizerMode | None = "build",
     spark: Mapping[str, str] | None = None,
     session: SparkSession | None = None,
     on_start: Callable[[str], object] | None = None,
@@ -65,7 +65,8 @@ def run_pipeline(
         master: a Spark master URL; on a cluster all paths must be on a file system that its workers share.
         increments: later table directories, oldest first. With those of the previous run before them, the tables
             are updated instead of made anew wherever that gives the same result.
-        tokenizer: `build` new semantic IDs, or `extend`: items keep theirs, new items get free ones.
+        tokenizer: `build` new semantic IDs, or `extend`: items keep theirs, new items get free ones. None extends where
+            there are increments and semantic IDs.
         spark: Spark settings that overrule the defaults.
         session: a running session to use instead of starting one; it is left running.
         on_start: told a job's name before it begins.
@@ -88,6 +89,10 @@ def run_pipeline(
         _scratch(work) as scratch,
         LazySession(master, config=spark, session=session, brief=brief, scratch=scratch) as lazy,
     ):
+        for name in JOBS:
+            restore_directory(work / name)
+        if tokenizer is None:
+            tokenizer = "extend" if increments and vectors.tokenizer_version(work) is not None else "build"
         manifests: list[JobManifest] = []
         for job in plan(opened, work, settings, tokenizer):
             if on_start is not None:
