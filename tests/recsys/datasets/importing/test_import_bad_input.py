@@ -217,6 +217,14 @@ def test_entries_of_the_wrong_kind_in_amazon_2018(place: Workplace) -> None:
         place.take(place.folder / "s", "amazon2018")
 
 
+def test_tags_without_their_column_are_named(place: Workplace) -> None:
+    place.write("ml/ratings.csv", "userId,movieId,rating,timestamp\n1,1,5,1700000000\n")
+    place.write("ml/movies.csv", "movieId,title,genres\n1,Title,Drama\n")
+    place.write("ml/tags.csv", "movieId,word\n1,slow\n")
+    with pytest.raises(InputError, match=r"its columns are: movieId, word \[column = 'tag'\]"):
+        place.take(place.folder / "ml", "movielens")
+
+
 def test_ratings_and_signals_that_are_none(place: Workplace) -> None:
     place.write("m/movies.csv", "movieId,title,genres\n1,A,X|Y\n")
     place.write("m/tags.csv", "userId,movieId,tag,timestamp\n1,1,Fun,0\n2,1,fun ,0\n3,1,dark,0\n")
