@@ -32,6 +32,7 @@ PUBLIC_SETS: Final[dict[str, Callable[[Path], SourceDataset]]] = {
     "kuairand": open_kuairand,
 }
 EVENT_LOG: Final = "eventlog"
+EXPOSURE_LOG: Final = "exposurelog"
 OWN_LOGS: Final = {"generic": None, "csv": "csv", "jsonl": "jsonl", "parquet": "parquet"}  # name to forced format
 
 
@@ -67,7 +68,7 @@ class ImportReport:
 
 def known_datasets() -> list[str]:
     """The names that `import_dataset` takes."""
-    return [*PUBLIC_SETS, *OWN_LOGS, EVENT_LOG]
+    return [*PUBLIC_SETS, *OWN_LOGS, EVENT_LOG, EXPOSURE_LOG]
 
 
 def import_dataset(
@@ -138,10 +139,10 @@ def _open(name: str, source: Path, mapping: Path | None) -> SourceDataset:
         raise InputError("no such file or folder", field="source", value=str(source), remedy="check the path")
     if name in OWN_LOGS:
         return open_log(source, mapping, OWN_LOGS[name])
-    if name == EVENT_LOG:
-        from recsys.datasets.importing.own_log import open_event_log
+    if name in {EVENT_LOG, EXPOSURE_LOG}:
+        from recsys.datasets.importing.own_log import open_event_log, open_exposure_log
 
-        return open_event_log(source, mapping)
+        return (open_event_log if name == EVENT_LOG else open_exposure_log)(source, mapping)
     if mapping is not None:
         raise InputError(
             f"{name} needs no mapping file", field="mapping", value=str(mapping), remedy="leave the mapping out"
