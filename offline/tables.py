@@ -39,7 +39,8 @@ class Tables:
         """Check manifests and columns without reading rows.
 
         Raises:
-            ConfigError: increments of a source without times: their order would start anew at every user's first event.
+            ConfigError: increments of a source without times, whose order starts anew in every import, or event ids
+                that stand for other events in an earlier directory.
             CorruptionError: a file that is no Parquet.
             DataError: a directory without tables, or a column that is absent or has another type.
         """
@@ -52,6 +53,7 @@ class Tables:
                 value=[str(directory) for directory in directories[1:]],
                 remedy="import the whole log again as one source",
             )
+        _require_own_ids(manifests)
         for directory in directories:
             for table in USED_TABLES:
                 for file in _files(directory, table):
@@ -95,6 +97,21 @@ def _read(session: SparkSession, table: str, files: Sequence[Path]) -> DataFrame
     if not files:
         return session.createDataFrame([], schema)
     return session.read.schema(schema).parquet(*(f"file:{file}" for file in files))
+
+
+def _require_own_ids(manifests: Sequence[TablesManifest]) -> None:
+    """Two files of one name with different content give different events the same FILE:LINE; one would be lost."""
+    content: dict[str, str] = {}
+    for manifest in manifests:
+        for name in manifest.line_ids:
+            found = manifest.sources.get(name, "")
+            if content.setdefault(name, found) != found:
+                raise ConfigError(
+                    "two directories were imported from different files of this name, whose events have no event_id",
+                    field="increment",
+                    value=name,
+                    remedy="give every day's file a name of its own and import it again, or give the log an event_id",
+                )
 
 
 def _check_columns(table: str, file: Path) -> None:

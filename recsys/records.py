@@ -123,6 +123,7 @@ class TablesManifest:
         counts: per table.
         reasons: number of rejected rows per reason.
         notes: counted oddities that reject nothing (items without text, ...).
+        line_ids: files of the log with rows that have no event_id and are called FILE:LINE.
         seconds: wall time of the import.
     """
 
@@ -132,6 +133,7 @@ class TablesManifest:
     counts: dict[str, TableCounts]
     reasons: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    line_ids: list[str] = field(default_factory=list)
     seconds: float = 0.0
     format: str = TABLES_FORMAT
 

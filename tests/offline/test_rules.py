@@ -211,6 +211,18 @@ def test_a_source_without_times_refuses_increments(tmp_path: Path, write_tables:
         run_pipeline(base, tmp_path / "work", OfflineSettings(), increments=[day])
 
 
+def test_days_from_files_of_one_name_need_event_ids(tmp_path: Path) -> None:
+    days = [tmp_path / "tables" / day for day in ("one", "two")]
+    for number, out in enumerate(days):
+        log = tmp_path / out.name / "events.csv"
+        log.parent.mkdir()
+        log.write_text(f"user_id,item_id,time\nann,i{number},170000000{number}\n")
+        import_dataset("csv", log, out)
+    with pytest.raises(ConfigError, match=r"\[increment = 'events\.csv'\]"):
+        run_pipeline(days[0], tmp_path / "work", OfflineSettings(), increments=days[1:])
+    assert len(Tables.open([days[0], days[0]]).directories) == 2  # the same file twice repeats its events
+
+
 def test_a_work_directory_never_replaces_what_no_job_wrote(tmp_path: Path, write_tables: WriteTables) -> None:
     tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK])
     with pytest.raises(ConfigError, match="a folder items that no job wrote"):

@@ -201,6 +201,7 @@ def _manifest(name: str, dataset: SourceDataset, sink: Sink, started: float, roo
         counts=sink.counts(),
         reasons=dict(sink.reasons),
         notes={**sink.notes, **ignored},
+        line_ids=sorted(sink.line_ids),
         seconds=round(time.perf_counter() - started, 3),
     )
 
