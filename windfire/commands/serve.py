@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 app = typer.Typer()
 
@@ -19,6 +22,10 @@ def command(
     state: Annotated[Path | None, typer.Option(help="Directory for event log, exposure log and histories.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    histories: Annotated[
+        Path | None,
+        typer.Option(help="Tables whose users' histories are first merged into --state; again is harmless."),
+    ] = None,
 ) -> None:
     """Answer over HTTP; config/windfire.reference.env explains the other settings."""
     from serving.runner import run
@@ -33,4 +40,19 @@ def command(
         raise ConfigError(
             first["msg"], field=name, value=first["input"], remedy="see config/windfire.reference.env"
         ) from error
+    if histories is not None:
+        _merge_histories(settings, histories)
     run(settings)
+
+
+def _merge_histories(settings: Settings, tables: Path) -> None:
+    """Make the users of an imported log known to the server."""
+    from feature_store.history import EmbeddedHistoryStore, load_tables
+    from recsys.records import TablesManifest
+
+    TablesManifest.load(tables)
+    store = EmbeddedHistoryStore(settings.state / "history")
+    try:
+        load_tables(store, tables, settings.history_actions)
+    finally:
+        store.close()
