@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from feature_store.history import EmbeddedHistoryStore, HistoryEvent
 from recsys.bundle import Registry, publish_run
 from recsys.datasets.importing import import_dataset
 from recsys.datasets.prepared import load_sequences
-from recsys.errors import DataError, UnavailableError, WindfireError
+from recsys.errors import DataError, InputError, UnavailableError, WindfireError
 from recsys.event_log import ConsumerOffsets
 from recsys.storage import write_json_atomically
-from windfire.commands.demo import require_port, serve
+from windfire.commands.demo import app, require_port, serve
 from windfire.demo import Demo, Journal, Step, command
 from windfire.demo_answers import Answer, choose_users, faults
 
@@ -97,6 +98,12 @@ def test_the_steps_follow_the_source(home: Path) -> None:
         ["offline", "histories"],
     ]
     assert Demo(home, home, None, config).tables == home
+
+
+@pytest.mark.parametrize("data", [(), ("--data", ".")])
+def test_a_mapping_without_a_log_is_refused(home: Path, data: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="belongs to a log"):
+        CliRunner().invoke(app, ["--mapping", str(home / "in.csv"), *data], catch_exceptions=False)
 
 
 def test_new_tables_leave_the_event_log_to_be_merged_again(home: Path) -> None:
