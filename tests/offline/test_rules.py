@@ -197,6 +197,21 @@ def test_a_directory_without_tables_is_refused(tmp_path: Path) -> None:
         run_pipeline(tmp_path, tmp_path / "work", OfflineSettings())
 
 
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [({"position": 1}, {"position": 2}), ({"attributes": [("a", "1"), ("b", "1")]}, {"attributes": [("a", "2")]})],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_of_two_rows_with_one_id_stays_depends_on_no_order(
+    less: Row, more: Row, turned: bool, tmp_path: Path, write_tables: WriteTables, spark: SparkSession
+) -> None:
+    rows = [CLICK | more, CLICK | less] if turned else [CLICK | less, CLICK | more]
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], rows, files=2)
+    run_until(tables, tmp_path / "work", OfflineSettings(), spark, "clean")
+    (kept,) = read_job(tmp_path / "work", "clean").to_pylist()
+    assert {name: kept[name] for name in less} == less
+
+
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, write_tables: WriteTables) -> None:
     tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK])
     (tables / "events" / "part-0.parquet").write_bytes(b"PAR1")
