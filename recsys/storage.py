@@ -147,4 +147,5 @@ def read_parquet_directory(directory: Path, columns: list[str] | None = None) ->
     files = sorted(directory.glob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"no Parquet file in {directory}")
-    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    # An increment's files stand beside older ones whose columns may differ in being nullable, and in nothing else.
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files], promote_options="default")
