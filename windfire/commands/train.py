@@ -21,7 +21,7 @@ def recommender(
     data: Annotated[Path, typer.Option(help="Work directory of `windfire offline run`.")],
     out: Annotated[Path, typer.Option(help="Run directory; a checkpoint found there is continued.")],
     config: Annotated[Path | None, typer.Option(help="YAML of training.recommender.TrainSettings.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, dropout, sampler and teacher.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, dropout, sampler and teacher.")] = 1,
     parent: Annotated[Path | None, typer.Option(help="Run directory or bundle to start from (warm start).")] = None,
 ) -> None:
     """Fit backbone and draft head. Under torchrun every process takes its share of each batch."""
