@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/windfire demo $(if $(DATA),--data $(DATA)) $(if $(MAPPING),--mapping $(MAPPING)) $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
+	$(BIN)/windfire demo $(if $(DATA),--data '$(DATA)') $(if $(MAPPING),--mapping '$(MAPPING)') $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

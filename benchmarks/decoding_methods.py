@@ -94,7 +94,7 @@ def _config(backbone: BackboneSettings, settings: DecodingSettings, shape: str) 
 
 def _prefill(model: CompactRecommender | TokenRecommender) -> Call:
     def call(history: History) -> torch.Tensor:
-        items, lengths = pad_histories([history])
+        items, lengths = pad_histories([history], items=model.config.num_items)
         with torch.inference_mode():
             if isinstance(model, TokenRecommender):
                 return model.read(items, lengths)
@@ -125,7 +125,8 @@ class PostHoc:
     def __call__(self, history: History) -> npt.NDArray[np.int64]:
         """(m,) leaves, best first; m may be far below the beam."""
         head = self._model.head
-        hidden = self._model.encode(*pad_histories([history]))  # (1, L + 1, H)
+        padded = pad_histories([history], items=self._model.config.num_items)
+        hidden = self._model.encode(*padded)  # (1, L + 1, H)
         state, scores, nodes = head.start(hidden), torch.zeros(1), np.zeros(1, dtype=np.int64)
         for level, verifier in enumerate(self._verifiers):
             logits = head.logits(level, hidden.expand(len(state), -1, -1), state)  # (M, T)

@@ -251,6 +251,7 @@ class Quality:
             },
             cpu_seconds=result["cpu_seconds"],
             details=result["details"],
+            seed=seed,
         )
         self.say(f"{dataset}: {method}, seed {seed}: {arm.summary()}")
         return arm

@@ -36,11 +36,13 @@ class ArmResult:
         views: history masked and unmasked.
         cpu_seconds: user + system of all its processes.
         details: what was chosen and spent.
+        seed: of the arm.
     """
 
     views: dict[str, Answered]
     cpu_seconds: float
     details: dict[str, Any]
+    seed: int
 
     def summary(self) -> str:
         """One line for people."""
@@ -82,12 +84,27 @@ def dataset_figures(
             figures += _accuracy(name, ranks, users, rng)
             figures += _by_group(name, ranks, groups, users, rng)
             figures += _of_lists(name, [arm.views[view].lists for arm in arms], data.train_counts, mask)
-            rivals = {other: results[other] for other in settings.methods[method].against if other in results}
-            for other, other_arms in rivals.items():
-                other_ranks = np.stack([arm.views[view].ranks for arm in other_arms])
-                figures += _differences(name, other, ranks, other_ranks, users, rng)
+            for other in settings.methods[method].against:
+                if other in results:
+                    change = settings.methods[method].change_of == other
+                    both = _same_seeds(arms, results[other]) if change else (arms, results[other])
+                    pair = [np.stack([arm.views[view].ranks for arm in one]) for one in both]
+                    figures += _differences(name, other, pair[0], pair[1], users, rng)
         figures.append(_cost(f"quality.{dataset}.{method}", arms))
     return figures
+
+
+def _same_seeds(
+    arms: Sequence[ArmResult], other: Sequence[ArmResult]
+) -> tuple[Sequence[ArmResult], Sequence[ArmResult]]:
+    """The arms whose seed both methods have: else what tells seeds apart would be taken for the change's doing.
+
+    All of them where no seed is common.
+    """
+    common = {arm.seed for arm in arms} & {arm.seed for arm in other}
+    if not common:
+        return arms, other
+    return [arm for arm in arms if arm.seed in common], [arm for arm in other if arm.seed in common]
 
 
 def gains(ranks: npt.NDArray[np.int64], wanted: Sequence[tuple[str, int]]) -> npt.NDArray[np.float64]:
@@ -184,9 +201,11 @@ def advice(dataset: str, results: Mapping[str, Sequence[ArmResult]], *, replicat
         results: method to its arms, one per seed.
         replicates: of the bootstrap.
     """
+    if not results:
+        return f"Nothing could be measured on {dataset}, so nothing is recommended."
     ranks = {name: np.stack([arm.views["masked"].ranks for arm in arms]) for name, arms in results.items()}
     order = [*(name for name in _SIMPLEST_FIRST if name in ranks), *(n for n in ranks if n not in _SIMPLEST_FIRST)]
-    cases = next((array.shape[1] for array in ranks.values()), 0)
+    cases = next(iter(ranks.values())).shape[1]
     if not cases:
         return f"{dataset} has no test case: nothing can be recommended; give users with three or more positive events."
     rng = np.random.default_rng(_SEED)

@@ -11,8 +11,8 @@ from offline.job import Job, JobManifest, exclusive, run_job
 from offline.jobs import catalog, clean, cooccurrence, core, sequences, splits, text_embeddings, vectors
 from offline.session import LazySession, is_local
 from offline.tables import Tables
-from recsys.errors import DataError
-from recsys.storage import sha256_file, sha256_parts
+from recsys.errors import ConfigError, DataError
+from recsys.storage import restore_directory, sha256_file, sha256_parts
 from recsys.text.encoder import model_directory, processor_has_bfloat16
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run_pipeline(
     *,
     master: str = "local[*]",
     increments: Sequence[Path] = (),
-    tokenizer: TokenizerMode = "build",
+    tokenizer: TokenizerMode | None = "build",
     spark: Mapping[str, str] | None = None,
     session: SparkSession | None = None,
     on_start: Callable[[str], object] | None = None,
@@ -65,7 +65,8 @@ def run_pipeline(
         master: a Spark master URL; on a cluster all paths must be on a file system that its workers share.
         increments: later table directories, oldest first. With those of the previous run before them, the tables
             are updated instead of made anew wherever that gives the same result.
-        tokenizer: `build` new semantic IDs, or `extend`: items keep theirs, new items get free ones.
+        tokenizer: `build` new semantic IDs, or `extend`: items keep theirs, new items get free ones. None extends where
+            there are increments and semantic IDs.
         spark: Spark settings that overrule the defaults.
         session: a running session to use instead of starting one; it is left running.
         on_start: told a job's name before it begins.
@@ -75,18 +76,23 @@ def run_pipeline(
         The manifests in the order of `JOBS`; `skipped` says which outputs were left as they were.
 
     Raises:
-        ConfigError: settings that contradict the source.
+        ConfigError: settings that contradict the source, or a work directory that holds something else.
         DataError: missing or unfit tables, or nothing to learn from.
         UnavailableError: another run holds the work directory, or Spark does not start.
     """
     opened = Tables.open([Path(tables).resolve(), *(Path(path).resolve() for path in increments)])
     work = Path(work).resolve()
     brief = is_local(master) and opened.rows("events") < _BRIEF_EVENTS
+    _require_place(work)
     with (
         exclusive(work),
         _scratch(work) as scratch,
         LazySession(master, config=spark, session=session, brief=brief, scratch=scratch) as lazy,
     ):
+        for name in JOBS:
+            restore_directory(work / name)
+        if tokenizer is None:
+            tokenizer = "extend" if increments and vectors.tokenizer_version(work) is not None else "build"
         manifests: list[JobManifest] = []
         for job in plan(opened, work, settings, tokenizer):
             if on_start is not None:
@@ -95,6 +101,19 @@ def run_pipeline(
             if on_done is not None:
                 on_done(manifests[-1])
     return manifests
+
+
+def _require_place(work: Path) -> None:
+    """Refuse a work directory in which a job's output would replace something that no job wrote."""
+    for name in JOBS:
+        folder = work / name
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise ConfigError(
+                f"the work directory has a folder {name} that no job wrote",
+                field="out",
+                value=str(work),
+                remedy="choose another directory; the tables cannot be their own work directory",
+            )
 
 
 @contextmanager

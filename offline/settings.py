@@ -136,7 +136,7 @@ class OfflineSettings(_Section):
         """
         try:
             value = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"the settings cannot be read: {error}", field="config", value=str(path), remedy="give a YAML file"
             ) from error
@@ -157,5 +157,5 @@ class OfflineSettings(_Section):
                 str(first["msg"]),
                 field=".".join(str(part) for part in first["loc"]) or "settings",
                 value=first["input"] if first["loc"] else None,
-                remedy="docs/offline.md lists the settings",
+                remedy="offline/settings.py lists the settings",
             ) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 from recsys.storage import read_json, write_json_atomically
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class TablesManifest:
         counts: per table.
         reasons: number of rejected rows per reason.
         notes: counted oddities that reject nothing (items without text, ...).
+        line_ids: files of the log with rows that have no event_id and are called FILE:LINE.
         seconds: wall time of the import.
     """
 
@@ -132,6 +133,7 @@ class TablesManifest:
     counts: dict[str, TableCounts]
     reasons: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    line_ids: list[str] = field(default_factory=list)
     seconds: float = 0.0
     format: str = TABLES_FORMAT
 
@@ -154,13 +156,45 @@ class TablesManifest:
                 value=str(directory),
                 remedy="run `windfire import` or `windfire simulate` first",
             )
-        value: dict[str, Any] = read_json(path)
-        if value.get("format") != TABLES_FORMAT:
+        try:
+            value: Any = read_json(path)
+        except ValueError as error:
+            raise DataError(
+                f"manifest.json is not JSON: {error}",
+                field="data",
+                value=str(directory),
+                remedy="import the source again",
+            ) from error
+        found = value.get("format") if isinstance(value, dict) else None
+        if found != TABLES_FORMAT:
             raise DataError(
                 f"the tables have another format than {TABLES_FORMAT}",
                 field="format",
-                value=value.get("format"),
-                remedy="import the source again with this version",
+                value=found,
+                remedy="name a directory of `windfire import`, or import the source again with this version",
             )
         counts = {name: TableCounts(**row) for name, row in value.pop("counts").items()}
         return cls(counts=counts, **value)
+
+
+def tables_place(out: Path) -> Path:
+    """Where tables may be written: the absolute form of a directory that is absent, empty or holds tables.
+
+    Writing replaces the directory as a whole, so anything else in it would be lost.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    place = out.resolve()
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return place
+    try:
+        TablesManifest.load(place)
+    except DataError as error:
+        raise ConfigError(
+            "this path holds something else than tables",
+            field="out",
+            value=str(out),
+            remedy="choose a new directory",
+        ) from error
+    return place

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _STAGED = ".staged-"
+_REPLACED = ".replaced-"
 _TOKEN_BYTES = 4
 
 
@@ -64,11 +65,13 @@ def staged_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `final` when the block ends without an error.
 
     Every file is flushed before the rename. An existing `final` is moved aside first and removed after; what
-    a killed run left staged beside `final` is removed on the next entry. The staged name is new each time, so that
+    a killed run left beside `final` is put back or removed on the next entry. The staged name is new each time, so that
     a child process that outlives a killed run cannot write into it.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_staged(final)
+    restore_directory(final)
+    for litter in _beside(final, _STAGED):
+        shutil.rmtree(litter, ignore_errors=True)
     token = secrets.token_hex(_TOKEN_BYTES)
     staged = final.with_name(f"{_STAGED}{token}-{final.name}")
     staged.mkdir()
@@ -77,22 +80,36 @@ def staged_directory(final: Path) -> Iterator[Path]:
         for file in sorted(staged.rglob("*")):
             fsync_path(file)
         fsync_path(staged)
-        old = final.with_name(f"{_STAGED}{secrets.token_hex(_TOKEN_BYTES)}-{final.name}")
         if final.exists():
-            final.rename(old)
+            final.rename(final.with_name(f"{_REPLACED}{token}-{final.name}"))
         staged.rename(final)
         fsync_path(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
+        restore_directory(final)
         if staged.exists():
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def _remove_staged(final: Path) -> None:
-    tail = 2 * _TOKEN_BYTES + 1  # the token and its dash
-    for entry in final.parent.iterdir():
-        if entry.name.startswith(_STAGED) and entry.name[len(_STAGED) + tail :] == final.name:
-            shutil.rmtree(entry, ignore_errors=True)
+def restore_directory(final: Path) -> None:
+    """Put back what a run that was killed between the two renames of `staged_directory` had moved aside.
+
+    Where `final` is there, what it replaced is removed. Call it before looking at a directory whose content the next
+    run builds on.
+    """
+    for replaced in _beside(final, _REPLACED):
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(final)
+
+
+def _beside(final: Path, prefix: str) -> list[Path]:
+    if not final.parent.is_dir():
+        return []
+    start = len(prefix) + 2 * _TOKEN_BYTES + 1  # the token and its dash
+    return [
+        entry for entry in final.parent.iterdir() if entry.name.startswith(prefix) and entry.name[start:] == final.name
+    ]
 
 
 def sha256_file(path: Path) -> str:
@@ -130,4 +147,5 @@ def read_parquet_directory(directory: Path, columns: list[str] | None = None) ->
     files = sorted(directory.glob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"no Parquet file in {directory}")
-    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    # An increment's files stand beside older ones whose columns may differ in being nullable, and in nothing else.
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files], promote_options="default")

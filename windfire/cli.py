@@ -39,7 +39,7 @@ def build_app(requested: str | None) -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point; a `WindfireError` ends in one clear line on standard error and exit status 2."""
+    """Entry point; what the user can mend ends in one clear line on standard error and exit status 2."""
     # Threads that wait by spinning cost several times the work itself as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     requested = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
@@ -47,4 +47,9 @@ def main() -> None:
         build_app(requested)()
     except WindfireError as error:
         typer.echo(f"windfire: {error.code}: {error}", err=True)
+        raise SystemExit(2) from error
+    except OSError as error:  # a path that cannot be read or written, a full disk
+        place = "" if error.filename is None else f" [path = {str(error.filename)!r}]"
+        remedy = "check that the path exists, that this user may use it, and that the disk has room"
+        typer.echo(f"windfire: io: {error.strerror or error}{place} Remedy: {remedy}", err=True)
         raise SystemExit(2) from error

@@ -46,6 +46,7 @@ def evaluate_bundle(bundle: Bundle, decoder: Decoder, data: PreparedData, *, par
             value=data.tokenizer_version,
             remedy="give the work directory that the bundle was trained on",
         )
+    _require_catalog(bundle, data)
     _, histories, targets = data.sequences.targets(part)
     if not len(targets):
         raise DataError(
@@ -61,6 +62,18 @@ def evaluate_bundle(bundle: Bundle, decoder: Decoder, data: PreparedData, *, par
         figures += _accuracy(view, answered.ranks, popularity_groups(data.train_counts)[targets])
         figures += _of_lists(view, answered, data.train_counts, mask)
     return figures
+
+
+def _require_catalog(bundle: Bundle, data: PreparedData) -> None:
+    """An increment keeps the tokenizer and shifts the items' indices: the same number would name another item."""
+    rows = bundle.item_ids.lookup(data.items["item_id"].to_pylist())
+    if len(rows) != bundle.manifest.items or (rows != np.arange(len(rows))).any():
+        raise VersionMismatchError(
+            "the bundle was made from another catalogue",
+            field="items",
+            value=len(rows),
+            remedy="publish a bundle of this work directory, or give the one that the bundle was trained on",
+        )
 
 
 def _accuracy(view: str, ranks: npt.NDArray[np.int64], groups: npt.NDArray[np.int8]) -> list[Figure]:

@@ -192,7 +192,7 @@ def _parse(number: int, data: bytes) -> UserLine | Rejection:
         return _checked(number, text, None, raw)
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is no JSONDecodeError
         return Rejection(number, RejectReason.BAD_SYNTAX, f"line: not JSON: {error}", raw)
     if "user_id" not in value:
         return Rejection(number, RejectReason.MISSING_FIELD, "user_id: absent", raw)

@@ -6,6 +6,8 @@ old_index, new_index of every item of the previous catalog that is still there.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Final
 
 from offline.job import Outcome
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
     from offline.settings import CoreSettings
     from offline.tables import Tables
 
-VERSION: Final = 1
+VERSION: Final = 2
 ITEMS_VERSION: Final = 1
 
 
 def catalog(context: JobContext, tables: Tables, settings: CoreSettings) -> Outcome:
-    """Number the items; where an item comes in several table directories, the newest row stands.
+    """Number the items; where an item comes in several table directories, the newest row that says anything stands.
+
+    A log without an items file, such as the server's own, names its items and describes none: these rows take no
+    title away.
 
     All items are in the catalog, with or without events, unless the core asks for a minimum per item: then only
     those that survived it are.
@@ -32,7 +37,9 @@ def catalog(context: JobContext, tables: Tables, settings: CoreSettings) -> Outc
     from pyspark.sql import functions as F  # noqa: N812
 
     rows = tables.read(context.session, "items")
-    newest = Window.partitionBy("item_id").orderBy(F.col("source").desc(), F.col("title"), F.col("text"))
+    described = reduce(or_, (F.col(name).isNotNull() for name in ITEMS.names if name != "item_id"))
+    order = (described.desc(), F.col("source").desc(), F.col("title"), F.col("text"))
+    newest = Window.partitionBy("item_id").orderBy(*order)
     rows = rows.withColumn("rank", F.row_number().over(newest)).where("rank = 1").drop("rank", "source")
     if settings.min_item_events > 1:
         rows = rows.join(context.read("core").select("item_id").distinct(), "item_id", "left_semi")

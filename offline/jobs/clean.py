@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from offline.job import JobContext
     from offline.tables import Tables
 
-VERSION: Final = 1
+VERSION: Final = 2
 _ADDED: Final = "delta/added.json"
 # The canonical order, continued over all other columns: which of two equal-looking rows wins must not depend on luck.
-_TIES: Final = ("user_id", "time", "seq", "item_id", "action", "scene", "created_at", "value_micros", "request_id")
+_TIES: Final = (
+    "user_id", "time", "seq", "item_id", "action", "scene", "created_at", "value_micros", "request_id", "position",
+)  # fmt: skip
 _UNKNOWN: Final = str(RejectReason.UNKNOWN_ITEM)
 _DUPLICATE: Final = str(RejectReason.DUPLICATE_EVENT_ID)
 
@@ -80,7 +82,8 @@ def _judge(events: DataFrame, known: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F  # noqa: N812
 
     flagged = events.join(known.withColumn("known", F.lit(True)), "item_id", "left")
-    first = Window.partitionBy("event_id", "known").orderBy(*_TIES)
+    attributes = F.array_sort(F.map_entries("attributes"))  # a map itself has no order
+    first = Window.partitionBy("event_id", "known").orderBy(*_TIES, attributes)
     reason = (
         F.when(F.col("known").isNull(), F.lit(_UNKNOWN))
         .when(F.row_number().over(first) > 1, F.lit(_DUPLICATE))

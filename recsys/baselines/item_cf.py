@@ -55,15 +55,22 @@ class ItemCF:
     settings: ItemCFSettings
 
     @classmethod
-    def fit(cls, data: PreparedData, settings: ItemCFSettings | None = None) -> ItemCF:
+    def fit(
+        cls,
+        data: PreparedData,
+        settings: ItemCFSettings | None = None,
+        *,
+        users: npt.NDArray[np.integer] | None = None,
+    ) -> ItemCF:
         """Count common users over the training part.
 
         Args:
             data: only its training part is read.
             settings: None takes the defaults.
+            users: count these users alone (cross-fitting); None takes all.
         """
         settings = settings or ItemCFSettings()
-        matrix = training_matrix(data.sequences, len(data.train_counts))
+        matrix = training_matrix(data.sequences, len(data.train_counts), users)
         counts = np.asarray(matrix.sum(axis=0)).ravel()  # (I,)
         common = (matrix.T @ matrix).tocsr()
         common.setdiag(0)

@@ -68,6 +68,7 @@ class BeamDecoder:
     def __init__(self, model: TokenWriter, trie: SidTrie, *, prior: npt.NDArray[np.number] | None = None) -> None:
         self._model = model
         self._device = model.start.device
+        self._items = model.config.num_items
         self._limit = model.config.max_history
         self._widest = max(trie.nodes(depth) for depth in range(1, trie.levels + 1))
         self._buckets = Buckets(trie, prior)
@@ -86,7 +87,7 @@ class BeamDecoder:
         """See `Decoder.decode`."""
         check_request(k, beam)
         masks = self._index.masks(eligibility, len(histories))
-        items, lengths = pad_histories(histories, limit=self._limit, device=self._device)
+        items, lengths = pad_histories(histories, items=self._items, limit=self._limit, device=self._device)
         prompt = self._model.encode_prompt(items, lengths)
         check_finite(prompt.last)
         levels = self._trie.levels

@@ -67,7 +67,8 @@ class FlatDecoder:
         excluded = eligibility.excluded
         if excluded is not None and len(excluded) != len(histories):
             raise InputError("excluded must name one list per request", field="excluded", value=len(excluded))
-        items, lengths = pad_histories(histories, limit=self._model.config.max_history, device=self._items.device)
+        limit = self._model.config.max_history
+        items, lengths = pad_histories(histories, items=count, limit=limit, device=self._items.device)
         users = self._model.encode(items, lengths)  # (B, H)
         check_finite(users)
         logits = users @ self._items.T  # (B, I)

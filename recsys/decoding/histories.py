@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from recsys.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,22 +18,37 @@ PADDING = -1
 
 
 def pad_histories(
-    histories: Sequence[npt.NDArray[np.integer]], *, limit: int | None = None, device: torch.device | str = "cpu"
+    histories: Sequence[npt.NDArray[np.integer]],
+    *,
+    items: int,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Put histories side by side, oldest item first, padding behind the newest.
 
     Args:
         histories: item indices per request.
+        items: I; every index lies in 0..I-1.
         limit: keep only the newest items of a longer history.
         device: where the tensors go.
 
     Returns:
         (B, n) int64 item indices with -1 as padding, and (B,) int64 lengths; n is the longest length, at least 1.
+
+    Raises:
+        InputError: an index outside the catalogue.
     """
     kept = [np.asarray(history) if limit is None else np.asarray(history)[-limit:] for history in histories]
     lengths = np.array([len(history) for history in kept], dtype=np.int64)
     width = max(1, int(lengths.max(initial=0)))
-    padded = np.full((len(kept), width), PADDING, dtype=np.int64)
+    padded = np.zeros((len(kept), width), dtype=np.int64)
     for row, history in enumerate(kept):
         padded[row, : len(history)] = history
+    lowest, highest = padded.min(initial=0), padded.max(initial=0)
+    if lowest < 0 or highest >= items:
+        raise InputError(
+            f"items of a history must lie in 0..{items - 1}", field="histories", value=(int(lowest), int(highest))
+        )
+    if (lengths < width).any():
+        padded[np.arange(width) >= lengths[:, None]] = PADDING
     return torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)

@@ -79,7 +79,11 @@ class NezhaDecoder:
     ) -> None:
         self._model = model
         self._device = next(model.head.parameters()).device
+        self._items = model.config.num_items
         self._limit = model.config.max_history
+        token, levels = model.config.shape == "token", model.config.levels
+        self._per_item = levels if token else 1
+        self._per_request = 1 + (levels if token and model.config.placeholders else 0)  # the start, and placeholders
         self._widest = max(trie.nodes(depth) for depth in range(1, trie.levels + 1))
         self._buckets = Buckets(trie, prior)
         self._index = EligibilityIndex(trie)
@@ -100,7 +104,7 @@ class NezhaDecoder:
         """See `Decoder.decode`."""
         check_request(k, beam)
         masks = self._index.masks(eligibility, len(histories))
-        items, lengths = pad_histories(histories, limit=self._limit, device=self._device)
+        items, lengths = pad_histories(histories, items=self._items, limit=self._limit, device=self._device)
         hidden = self._model.encode(items, lengths)  # (B, L + 1, H)
         ranked, widened = fill(
             self._searcher(hidden, masks, k),
@@ -111,7 +115,7 @@ class NezhaDecoder:
             widest=self._widest,
         )
         read = sum(min(len(history), self._limit) for history in histories)
-        return DecodeResult(ranked, Spent(1, read + len(histories), widened))
+        return DecodeResult(ranked, Spent(1, read * self._per_item + len(histories) * self._per_request, widened))
 
     def _searcher(
         self, hidden: Tensor, masks: Sequence[RequestMask], k: int

@@ -67,7 +67,7 @@ class PaddedTrie:
             masks: what each request may show.
 
         Returns:
-            (B, M') beams, M' <= width. Ties at the cut fall as `torch.topk` lets them.
+            (B, M') beams, M' <= width; ties at the cut go to the smaller node.
         """
         first = self._start[level][beams.nodes]  # (B, M)
         degree = self._start[level][beams.nodes + 1] - first
@@ -80,7 +80,7 @@ class PaddedTrie:
         totals = (values - norm + beams.scores[..., None]).flatten(1)  # (B, M * W)
         child = child.flatten(1)
         self._hide(totals, child, level, masks)
-        at = totals.topk(min(width, totals.shape[1]), dim=1, sorted=False).indices.sort(dim=1).values
+        at = _best(totals, min(width, totals.shape[1]))
         return Beams(child.gather(1, at), totals.gather(1, at), at // len(offset), codes.flatten(1).gather(1, at))
 
     def found(self, beams: Beams) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]]:
@@ -111,3 +111,17 @@ class PaddedTrie:
         if known is None or known[0] is not live:
             known = self._alive = (live, [torch.from_numpy(alive).to(self.device) for alive in live.alive])
         return known[1]
+
+
+def _best(totals: Tensor, width: int) -> Tensor:
+    """Ascending places of the `width` largest of each row, ties to the smaller place: (B, n) -> (B, width)."""
+    top = totals.topk(width, dim=1, sorted=False)
+    edge = top.values.amin(dim=1, keepdim=True)
+    tied = totals == edge
+    # `topk` chooses among ties at will. Elsewhere than on the CPU asking whether there are any would cost a wait.
+    if totals.device.type == "cpu" and torch.equal(tied.sum(), (top.values == edge).sum()):
+        return top.indices.sort(dim=1).values
+    above = totals > edge
+    chosen = above | (tied & (tied.cumsum(dim=1) <= width - above.sum(dim=1, keepdim=True)))
+    place = torch.arange(totals.shape[1], device=totals.device)
+    return torch.where(chosen, place, totals.shape[1]).topk(width, dim=1, largest=False).values

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from recsys.decoding.eligibility import Eligibility
+from recsys.errors import DataError
 from recsys.evaluation.metrics import padded_lists, ranks_from_ranked, ranks_from_scores, top_items
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ def answer_by_decoder(
         targets: (N,) items.
         beam: width.
         view: one of `VIEWS`.
+
+    Raises:
+        DataError: an answer whose scores rise or are not numbers; its ranks would mean nothing.
     """
     answered = Answered.empty(len(targets))
     for begin in range(0, len(targets), _BATCH):
@@ -90,6 +94,9 @@ def answer_by_decoder(
         batch = histories[rows]
         eligibility = Eligibility(shared=None, excluded=batch if view == "masked" else None)
         ranked = decoder.decode(batch, k=TOP, beam=beam, eligibility=eligibility).ranked
+        for row, answer in enumerate(ranked):
+            if not (np.diff(answer.scores, append=-np.inf) <= 0).all():
+                raise DataError("an answer does not stand best first", field="case", value=begin + row)
         answered.ranks[rows] = ranks_from_ranked(ranked, targets[rows])
         answered.lists[rows] = padded_lists(ranked, TOP)
     return answered

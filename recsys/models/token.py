@@ -52,14 +52,14 @@ class Prompt(NamedTuple):
     following: Tensor
 
 
-def training_mask(count: int, levels: int, *, branches: bool) -> Tensor:
+def training_mask(count: int, levels: int, *, branches: bool, placeholders: bool = True) -> Tensor:
     """The block mask of one training pass over `count` events, (N, N) bool, True = may attend.
 
-    Order of the tokens: start and `count * levels` real tokens, `count` blocks of `levels` placeholders, and with
-    `branches` `count` blocks of `levels - 1` tokens of the teacher's items.
+    Order of the tokens: start and `count * levels` real tokens, with `placeholders` `count` blocks of `levels` of
+    them, and with `branches` `count` blocks of `levels - 1` tokens of the teacher's items.
     """
     real = 1 + count * levels
-    blocks = [levels] * count + [levels - 1] * (count if branches else 0)
+    blocks = [levels] * (count if placeholders else 0) + [levels - 1] * (count if branches else 0)
     total = real + sum(blocks)
     mask = torch.zeros(total, total, dtype=torch.bool)
     mask[:real, :real] = torch.ones(real, real, dtype=torch.bool).tril()
@@ -120,16 +120,19 @@ class TokenRecommender(nn.Module):
         levels = self.config.levels
         batch, count = items.shape
         real = torch.cat([self.start.expand(batch, 1, -1), self.embed_items(items.clamp(min=0))], dim=1)
-        parts = [real, self.placeholder.repeat(count, 1).expand(batch, -1, -1)]
+        parts = [real]
         step = torch.arange(count, device=items.device) * levels
         positions = [torch.arange(1 + count * levels, device=items.device)]
-        positions.append((step[:, None] + torch.arange(1, levels + 1, device=items.device)).flatten())
+        if self.config.placeholders:
+            parts.append(self.placeholder.repeat(count, 1).expand(batch, -1, -1))
+            positions.append((step[:, None] + torch.arange(1, levels + 1, device=items.device)).flatten())
         if drawn is not None:
             codes = self.input.codes[drawn]  # (B, n, L)
             branch = [self.embed_codes(level, codes[..., level]) for level in range(levels - 1)]
             parts.append(torch.stack(branch, dim=2).flatten(1, 2))
             positions.append((step[:, None] + torch.arange(1, levels, device=items.device)).flatten())
-        mask = training_mask(count, levels, branches=drawn is not None).to(items.device)
+        mask = training_mask(count, levels, branches=drawn is not None, placeholders=self.config.placeholders)
+        mask = mask.to(items.device)
         x = self.dropout(torch.cat(parts, dim=1))
         hidden, _ = self.backbone(x, positions=torch.cat(positions).expand(batch, -1), mask=mask[None, None])
         return self._split(hidden, count, branches=drawn is not None)
@@ -139,13 +142,17 @@ class TokenRecommender(nn.Module):
         batch, _, width = hidden.shape
         end = 1 + count * levels
         first = hidden[:, : end - 1 : levels]  # (B, n, H): what has read all events before the position
-        placed = hidden[:, end : end + count * levels].view(batch, count, levels, width)
         own = hidden[:, : end - 1].view(batch, count, levels, width)
+        head = first[:, :, None].expand(-1, -1, levels + 1, -1)
+        if self.config.placeholders:
+            placed = hidden[:, end : end + count * levels].view(batch, count, levels, width)
+            head = torch.cat([first[:, :, None], placed], dim=2)
+            end += count * levels
         branch = None
         if branches:
-            tail = hidden[:, end + count * levels :].view(batch, count, levels - 1, width)
+            tail = hidden[:, end:].view(batch, count, levels - 1, width)
             branch = torch.cat([first[:, :, None], tail], dim=2)
-        return TokenStates(torch.cat([first[:, :, None], placed], dim=2), own, branch)
+        return TokenStates(head, own, branch)
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """One forward of prompt and placeholders.
@@ -155,9 +162,11 @@ class TokenRecommender(nn.Module):
             lengths: (B,) items per history.
 
         Returns:
-            (B, L+1, H): the newest token and the placeholders.
+            (B, L+1, H): the newest token and the placeholders; without placeholders the newest token L + 1 times.
         """
         levels = self.config.levels
+        if not self.config.placeholders:
+            return self.read(items, lengths)[:, None].expand(-1, levels + 1, -1)
         last = lengths * levels
         prompt = self._prompt(items)
         placeholder = self.placeholder.expand(len(items), -1, -1).to(prompt.dtype)

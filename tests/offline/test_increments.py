@@ -6,13 +6,14 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from offline.job import JobManifest, run_job
 from offline.pipeline import JOBS, plan, run_pipeline
 from offline.session import LazySession
 from offline.tables import Tables
-from recsys.datasets.prepared import read_job
+from recsys.datasets.prepared import PreparedData, read_job
 from recsys.errors import DataError, VersionMismatchError
 from recsys.storage import read_json, read_parquet_directory
 
@@ -80,6 +81,14 @@ def test_an_increment_equals_a_full_run(job: str, days: Days) -> None:
     assert grown.content == anew.content
 
 
+def test_what_an_increment_wrote_is_loaded_as_what_a_full_run_wrote(days: Days) -> None:
+    grown, anew = PreparedData.load(days.grown), PreparedData.load(days.anew)
+    for name in ("offsets", "items", "times", "train_end", "valid_index", "test_index"):
+        np.testing.assert_array_equal(getattr(grown.sequences, name), getattr(anew.sequences, name))
+    np.testing.assert_array_equal(grown.text, anew.text)
+    np.testing.assert_array_equal(grown.collaborative, anew.collaborative)
+
+
 @pytest.mark.parametrize("job", ["clean", "core", "sequences", "text_embeddings", "cooccurrence", "semantic_ids"])
 def test_the_increment_was_merged_not_made_anew(job: str, days: Days) -> None:
     assert days.second[job].increment
@@ -127,6 +136,21 @@ def test_a_tokenizer_is_not_extended_with_another_text_encoder(
     job = next(job for job in jobs if job.name == "semantic_ids")
     with LazySession("", session=spark) as lazy, pytest.raises(VersionMismatchError, match="text encoder"):
         run_job(replace(job, settings={}), work, lazy)
+
+
+def test_items_that_a_later_log_only_names_keep_their_description(
+    tmp_path: Path, write_tables: WriteTables, spark: SparkSession, quick: OfflineSettings
+) -> None:
+    days = [
+        write_tables(tmp_path / "base", [{"item_id": "a", "title": "Shoe"}, {"item_id": "b", "title": "Hat"}], []),
+        write_tables(tmp_path / "day", [{"item_id": "a"}, {"item_id": "b", "brand": "New"}, {"item_id": "c"}], []),
+    ]
+    tables = Tables.open(days)
+    job = next(job for job in plan(tables, tmp_path / "work", quick, "build") if job.name == "catalog")
+    with LazySession("", session=spark) as lazy:
+        run_job(job, tmp_path / "work", lazy)
+    rows = read_job(tmp_path / "work", "catalog").sort_by("item_index").to_pylist()
+    assert [(row["title"], row["brand"]) for row in rows] == [("Shoe", None), (None, "New"), (None, None)]
 
 
 @pytest.mark.parametrize(("time", "kept"), [(5, "new"), (15, "old")])

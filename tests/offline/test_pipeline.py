@@ -209,6 +209,12 @@ def test_nothing_runs_again_when_nothing_changed(done: Run, quick: OfflineSettin
     assert [manifest.skipped for manifest in again] == [True] * len(JOBS)
 
 
+def test_an_output_that_was_moved_aside_when_a_run_was_killed_is_put_back(done: Run, quick: OfflineSettings) -> None:
+    (done.work / "semantic_ids").rename(done.work / ".replaced-00000000-semantic_ids")
+    again = run_pipeline(done.tables, done.work, quick)
+    assert all(manifest.skipped for manifest in again)
+
+
 def test_a_held_work_directory_is_refused_and_its_scratch_left_alone(
     done: Run, tmp_path: Path, quick: OfflineSettings
 ) -> None:

@@ -19,7 +19,7 @@ from offline.settings import OfflineSettings
 from offline.tables import Tables
 from recsys.datasets.importing import import_dataset
 from recsys.datasets.prepared import read_job
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, CorruptionError, DataError
 from recsys.records import EVENTS, POSITIVE_ACTIONS
 from recsys.text.encoder import load_encoder
 from recsys.text.item_text import item_text
@@ -195,6 +195,54 @@ def test_a_missing_or_mistyped_column_is_named(
 def test_a_directory_without_tables_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="windfire import"):
         run_pipeline(tmp_path, tmp_path / "work", OfflineSettings())
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [({"position": 1}, {"position": 2}), ({"attributes": [("a", "1"), ("b", "1")]}, {"attributes": [("a", "2")]})],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_of_two_rows_with_one_id_stays_depends_on_no_order(
+    less: Row, more: Row, turned: bool, tmp_path: Path, write_tables: WriteTables, spark: SparkSession
+) -> None:
+    rows = [CLICK | more, CLICK | less] if turned else [CLICK | less, CLICK | more]
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], rows, files=2)
+    run_until(tables, tmp_path / "work", OfflineSettings(), spark, "clean")
+    (kept,) = read_job(tmp_path / "work", "clean").to_pylist()
+    assert {name: kept[name] for name in less} == less
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, write_tables: WriteTables) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK])
+    (tables / "events" / "part-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CorruptionError, match=r"events/part-0\.parquet is no Parquet file"):
+        run_pipeline(tables, tmp_path / "work", OfflineSettings())
+
+
+def test_a_source_without_times_refuses_increments(tmp_path: Path, write_tables: WriteTables) -> None:
+    base = write_tables(tmp_path / "base", [{"item_id": "a"}], [CLICK], time_is_order=True)
+    day = write_tables(tmp_path / "day", [], [CLICK | {"event_id": "f", "time": 0}], time_is_order=True)
+    with pytest.raises(ConfigError, match="without times cannot be continued"):
+        run_pipeline(base, tmp_path / "work", OfflineSettings(), increments=[day])
+
+
+def test_days_from_files_of_one_name_need_event_ids(tmp_path: Path) -> None:
+    days = [tmp_path / "tables" / day for day in ("one", "two")]
+    for number, out in enumerate(days):
+        log = tmp_path / out.name / "events.csv"
+        log.parent.mkdir()
+        log.write_text(f"user_id,item_id,time\nann,i{number},170000000{number}\n")
+        import_dataset("csv", log, out)
+    with pytest.raises(ConfigError, match=r"\[increment = 'events\.csv'\]"):
+        run_pipeline(days[0], tmp_path / "work", OfflineSettings(), increments=days[1:])
+    assert len(Tables.open([days[0], days[0]]).directories) == 2  # the same file twice repeats its events
+
+
+def test_a_work_directory_never_replaces_what_no_job_wrote(tmp_path: Path, write_tables: WriteTables) -> None:
+    tables = write_tables(tmp_path / "tables", [{"item_id": "a"}], [CLICK])
+    with pytest.raises(ConfigError, match="a folder items that no job wrote"):
+        run_pipeline(tables, tables, OfflineSettings())
+    assert [path.name for path in (tables / "items").iterdir()] == ["part-0.parquet"]
 
 
 BASE_ROWS = [("a", ["x", "y"], {"k": "v"}), (None, ["z"], {}), ("a", ["x", "y"], {"k": "v"})]

@@ -42,9 +42,9 @@ def test_a_bad_setting_is_named(value: dict[str, Any], field: str) -> None:
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("text", [None, "split: ["])
-def test_an_unreadable_file_is_refused(text: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [None, b"split: [", b"\xff\xfe"])
+def test_an_unreadable_file_is_refused(data: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "offline.yaml"
-    [path.write_text(content) for content in (text,) if content is not None]
+    [path.write_bytes(content) for content in (data,) if content is not None]
     with pytest.raises(ConfigError, match="cannot be read"):
         OfflineSettings.load(path)

@@ -5,16 +5,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from dotenv import dotenv_values
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from feature_store.history import EmbeddedHistoryStore
-from recsys.errors import ConfigError, DataError, UnavailableError
-from recsys.records import EVENTS
+from recsys.errors import ConfigError, UnavailableError
 from serving.settings import LogLevel, Settings
 from windfire.commands.serve import app
 
@@ -91,24 +87,6 @@ def test_the_command_names_a_list_that_is_no_json(monkeypatch: pytest.MonkeyPatc
     assert isinstance(error, ConfigError)
     assert (error.field, error.value) == ("WINDFIRE_HISTORY_ACTIONS", "click,cart")
     assert "JSON list" in error.message
-
-
-def test_imported_users_are_known_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [
-        {"event_id": f"e{n}", "user_id": "u17", "item_id": f"i{n}", "time": n + 1, "created_at": 1, "seq": n,
-         "action": action}
-        for n, action in enumerate(["click", "impression", "purchase"])
-    ]  # fmt: skip
-    (tmp_path / "tables" / "events").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=EVENTS), tmp_path / "tables" / "events" / "part-0.parquet")
-    monkeypatch.setattr("serving.runner.run", lambda _: None)
-    options = ["--state", str(tmp_path / "state"), "--data", str(tmp_path / "tables")]
-    assert [CliRunner().invoke(app, options).exit_code for _ in range(2)] == [0, 0]
-    store = EmbeddedHistoryStore(tmp_path / "state" / "history")
-    assert [event.item_id for event in store.get("u17").events] == ["i0", "i2"]
-    store.close()
-    missing = CliRunner().invoke(app, [*options[:2], "--data", str(tmp_path / "nowhere")]).exception
-    assert isinstance(missing, DataError)
 
 
 def test_a_port_that_is_taken_is_an_error_of_the_command(

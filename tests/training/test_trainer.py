@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recsys.bundle import Registry
 from recsys.bundle.loading import load_model
 from recsys.datasets.prepared import PreparedData
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ConfigError, DataError, VersionMismatchError
 from training.recommender.settings import TeacherSettings, TrainSettings
 from training.recommender.teacher import build_teacher
-from training.recommender.trainer import Trainer, item_features, learning_rate, train
+from training.recommender.trainer import Trainer, item_features, learning_rate, load_parent, train
 
 SMALL = {
     "model": {"d_model": 32, "layers": 1, "heads": 2, "max_history": 8, "dropout": 0.1},
@@ -49,12 +51,13 @@ def test_every_shape_learns_a_predictable_walk(shape: str, tiny_data: PreparedDa
     [
         {"whole_codebook": True},
         {"placeholders": False},
+        {"shape": "token", "placeholders": False},
         {"transition": "none"},
         {"transition": "rnn"},
         {"fusion": "concat"},
         {"use_item_id": False, "use_text": False, "use_collaborative": False},
     ],
-    ids=lambda switch: next(iter(switch)),
+    ids=lambda switch: "-".join(map(str, switch)),
 )
 def test_every_switch_trains(switch: dict[str, object], tiny_data: PreparedData, tmp_path: Path) -> None:
     manifest = train(tiny_data, settings(model={**SMALL["model"], **switch}), tmp_path / "run", seed=1)  # type: ignore[dict-item]
@@ -131,6 +134,39 @@ def test_early_stopping_ends_the_run(tiny_data: PreparedData, tmp_path: Path) ->
     assert manifest["steps"] < 200
 
 
+def test_without_validation_targets_the_last_weights_are_kept(tiny_data: PreparedData, tmp_path: Path) -> None:
+    nothing = np.full(tiny_data.sequences.users, -1, np.int32)
+    data = replace(tiny_data, sequences=replace(tiny_data.sequences, valid_index=nothing))
+    manifest = train(data, settings(evaluate_every=5, patience=2), tmp_path / "run", seed=1)
+    assert (manifest["steps"], manifest["best_step"], manifest["stopped_early"]) == (30, 30, False)
+    assert manifest["metrics"]["valid.ndcg@10"] == 0.0
+
+
+def test_a_teacher_that_never_speaks_leaves_the_loss_to_the_targets(tiny_data: PreparedData, tmp_path: Path) -> None:
+    single = np.minimum(tiny_data.sequences.train_end, 1)  # one training event each: nothing to ask the teacher
+    data = replace(tiny_data, sequences=replace(tiny_data.sequences, train_end=single))
+    train(data, settings(), tmp_path / "alone", seed=1)
+    train(data, settings(teacher={"kind": "ease", "top": 10}), tmp_path / "taught", seed=1)
+    alone, taught = weights(tmp_path / "alone"), weights(tmp_path / "taught")
+    assert all(torch.equal(alone[name], taught[name]) for name in alone)
+
+
+def test_a_log_without_training_events_is_an_error(tiny_data: PreparedData, tmp_path: Path) -> None:
+    nothing = np.zeros_like(tiny_data.sequences.train_end)
+    data = replace(tiny_data, sequences=replace(tiny_data.sequences, train_end=nothing))
+    with pytest.raises(DataError, match="no training event"):
+        train(data, settings(), tmp_path / "run", seed=1)
+
+
+def test_another_parent_is_another_run(tiny_data: PreparedData, tmp_path: Path) -> None:
+    train(tiny_data, settings(), tmp_path / "run", seed=1)
+    parent = weights(tmp_path / "run")
+    with pytest.raises(DataError, match="checkpoint"):
+        train(tiny_data, settings(), tmp_path / "run", seed=1, parent_weights=parent)
+    first = train(tiny_data, settings(), tmp_path / "child", seed=1, parent_weights=parent)
+    assert train(tiny_data, settings(), tmp_path / "child", seed=1, parent_weights=parent) == first
+
+
 def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_path: Path) -> None:
     train(tiny_data, settings(), tmp_path / "parent", seed=1)
     parent = weights(tmp_path / "parent")
@@ -139,7 +175,19 @@ def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_
     assert all(torch.equal(state[name], parent[name]) for name in parent)
 
 
-@pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1)])
+def test_a_run_or_a_bundle_of_the_same_tokenizer_is_a_parent(
+    tiny_work: Path, tiny_run: Path, tiny_registry: Registry, tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    data = PreparedData.load(tiny_work)
+    run, bundle = load_parent(tiny_run, data), load_parent(tiny_registry.path(str(tiny_registry.current())), data)
+    assert run.keys() == bundle.keys()
+    with pytest.raises(VersionMismatchError, match="another tokenizer"):
+        load_parent(tiny_run, tiny_data)
+    with pytest.raises(DataError, match="no finished run"):
+        load_parent(tmp_path, data)
+
+
+@pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1), ("item_to_item", 3)])
 def test_the_teacher_speaks_at_all_but_first_events(kind: str, folds: int, tiny_data: PreparedData) -> None:
     teacher = build_teacher(tiny_data, TeacherSettings.model_validate({"kind": kind, "folds": folds, "top": 5}), 8)
     assert teacher is not None
@@ -152,6 +200,21 @@ def test_the_teacher_speaks_at_all_but_first_events(kind: str, folds: int, tiny_
     assert spoken.all()
     assert items.shape == (len(positions), 3)
     assert ((items >= 0) & (items < 60)).all()
+
+
+@pytest.mark.parametrize("kind", ["ease", "item_to_item"])
+def test_a_cross_fitted_teacher_has_not_seen_the_user(kind: str, tiny_data: PreparedData) -> None:
+    """One user's walk is changed behind its first two events: what the teacher says there stays as it was."""
+    sequences = tiny_data.sequences
+    user = int(np.flatnonzero(sequences.train_end >= 5)[0])
+    place = int(sequences.offsets[user])
+    items = sequences.items.copy()
+    items[place + 2 : place + 5] = [41, 17, 29]
+    changed = replace(tiny_data, sequences=replace(sequences, items=items))
+    chosen = TeacherSettings.model_validate({"kind": kind, "folds": 2, "top": 5})
+    said = [build_teacher(data, chosen, 8) for data in (tiny_data, changed)]
+    rows = [teacher.items[teacher.row[place + 1]] for teacher in said if teacher is not None]
+    np.testing.assert_array_equal(rows[0], rows[1])
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:
@@ -185,6 +248,51 @@ train(tiny(), TrainSettings.parse({settings!r}), Path({out!r}), seed=3)
 """
 
 
+KILLED_BOTH = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+from conftest_tiny import tiny
+from training.recommender.settings import TrainSettings
+from training.recommender.trainer import Trainer, train
+settings, out = TrainSettings.parse({settings!r}), Path({out!r})
+train(tiny(), settings, out / "whole", seed=3)
+killed = Trainer(tiny(), settings, out / "parts", seed=3)
+step = killed._step
+def stepped(batch):
+    if killed.progress.step == 17:
+        raise RuntimeError("killed")
+    return step(batch)
+killed._step = stepped
+try:
+    killed.run()
+except RuntimeError as error:
+    assert str(error) == "killed", error
+train(tiny(), settings, out / "parts", seed=3)
+"""
+
+
+def torchrun(tiny_data: PreparedData, tmp_path: Path, text: str) -> None:
+    """Run a script in two processes; it finds `conftest_tiny.tiny()` beside it."""
+    np.savez(tmp_path / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
+    (tmp_path / "conftest_tiny.py").write_text(RELOAD.format(path=str(tmp_path / "tiny.npz")))
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    loopback = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *loopback, str(script)], check=True, timeout=100, capture_output=True, env=environment)
+
+
+def test_two_processes_continue_bit_for_bit(tiny_data: PreparedData, tmp_path: Path) -> None:
+    """With dropout and a teacher: every process goes on with its own random numbers."""
+    same = {**SMALL, "teacher": {"kind": "ease", "top": 10}, "evaluate_every": 30}
+    torchrun(tiny_data, tmp_path, KILLED_BOTH.format(tests=str(tmp_path), settings=same, out=str(tmp_path)))
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> None:
     same = {
         **SMALL,
@@ -194,14 +302,7 @@ def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> Non
         "patience": 99,
     }
     train(tiny_data, TrainSettings.parse(same), tmp_path / "one", seed=3)
-    np.savez(tmp_path / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
-    (tmp_path / "conftest_tiny.py").write_text(RELOAD.format(path=str(tmp_path / "tiny.npz")))
-    script = tmp_path / "script.py"
-    script.write_text(TORCHRUN.format(tests=str(tmp_path), settings=same, out=str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    loopback = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *loopback, str(script)], check=True, timeout=100, capture_output=True, env=environment)
+    torchrun(tiny_data, tmp_path, TORCHRUN.format(tests=str(tmp_path), settings=same, out=str(tmp_path / "two")))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from feature_store.history import EmbeddedHistoryStore, HistoryConsumer, HistoryEvent
 from recsys.bundle import Registry, publish_run
 from recsys.datasets.prepared import load_sequences
-from recsys.errors import DataError, UnavailableError, WindfireError
+from recsys.errors import DataError, InputError, UnavailableError, WindfireError
 from recsys.event_log import ConsumerOffsets, EventLog
 from recsys.records import EVENTS
 from recsys.storage import write_json_atomically
-from windfire.commands.demo import require_port, serve
+from windfire.commands.demo import app, require_port, serve
 from windfire.demo import Demo, Journal, Step, command
 from windfire.demo_answers import Answer, choose_users, faults
 
@@ -114,6 +115,12 @@ def test_histories_that_are_made_anew_get_the_event_log_again(home: Path) -> Non
     assert HistoryConsumer(log, store, offsets).catch_up() == 1
     store.close()
     log.close()
+
+
+@pytest.mark.parametrize("data", [(), ("--data", ".")])
+def test_a_mapping_without_a_log_is_refused(home: Path, data: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="belongs to a log"):
+        CliRunner().invoke(app, ["--mapping", str(home / "in.csv"), *data], catch_exceptions=False)
 
 
 def test_users_to_show_are_spread(tiny_work: Path) -> None:

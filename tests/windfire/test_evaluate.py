@@ -51,6 +51,18 @@ def test_foreign_data_are_refused(tiny_registry: Registry, tiny_work: Path, tmp_
         call("--registry", tiny_registry.root, "--data", work)
 
 
+def test_a_work_directory_with_other_items_is_refused(tiny_registry: Registry, tiny_work: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(tiny_work, work)
+    path = next((work / "items" / "data").glob("*.parquet"))
+    items = pq.read_table(path)
+    shifted = [f"a-{item}" for item in items["item_id"].to_pylist()]
+    at = items.schema.get_field_index("item_id")
+    pq.write_table(items.set_column(at, items.schema.field(at), [shifted]), path)
+    with pytest.raises(VersionMismatchError, match="another catalogue"):
+        call("--registry", tiny_registry.root, "--data", work)
+
+
 def test_a_split_without_test_events_says_so(tiny_registry: Registry, tiny_work: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(tiny_work, work)

@@ -171,7 +171,17 @@ def test_an_empty_file(recommender: BundleRecommender, tmp_path: Path) -> None:
     assert manifest["counts"] == {"read": 0, "scored": 0, "rejected": 0, "blank": 0}
 
 
-@pytest.mark.parametrize("line", [b'{"user_id": "\\ud800"}', b'{"user_id": ""}', b'{"user_id": "a\\u0000"}', b"[" * 10])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"user_id": "\\ud800"}',
+        b'{"user_id": ""}',
+        b'{"user_id": "a\\u0000"}',
+        b'{"user_id": ' + b"1" * 5_000 + b"}",
+        b'{"user_id": "bob", "history": ["\\ud800", ""]}',
+        b"[" * 10,
+    ],
+)
 def test_odd_lines_do_not_end_the_run(recommender: BundleRecommender, tmp_path: Path, line: bytes) -> None:
     (tmp_path / "users.txt").write_bytes(b"\xef\xbb\xbfann\n" + line + b"\n" + b'{"a":' * 100_000)
     counts = score(recommender, tmp_path / "users.txt", tmp_path / "out")["counts"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -14,6 +14,7 @@ from recsys.errors import DataError
 from recsys.storage import write_bytes_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -42,6 +43,23 @@ class Progress:
     stopped: bool = False
 
 
+class RandomState(NamedTuple):
+    """Where one process stands in its random numbers.
+
+    Attributes:
+        dropout: of torch's own CPU generator.
+        teacher: of the generator of the teacher's draws.
+    """
+
+    dropout: Tensor
+    teacher: Tensor
+
+    @classmethod
+    def of(cls, generator: torch.Generator) -> RandomState:
+        """Of this process; `generator` is the teacher's."""
+        return cls(torch.get_rng_state(), generator.get_state())
+
+
 def save_checkpoint(
     path: Path,
     *,
@@ -51,16 +69,17 @@ def save_checkpoint(
     average: dict[str, Tensor],
     best: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
+    random: Sequence[RandomState],
 ) -> None:
-    """Write everything that the next step depends on."""
+    """Write everything that the next step depends on; `random` by rank."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average/{name}": value for name, value in average.items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
     for index, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{slot}": value for slot, value in slots.items()}
-    tensors["rng/torch"] = torch.get_rng_state()
-    tensors["rng/teacher"] = generator.get_state()
+    for rank, state in enumerate(random):
+        tensors[_of_rank("rng/torch", rank)] = state.dropout
+        tensors[_of_rank("rng/teacher", rank)] = state.teacher
     metadata = {"fingerprint": fingerprint, "progress": json.dumps(asdict(progress))}
     owned = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     write_bytes_atomically(path, save(owned, metadata=metadata))
@@ -73,20 +92,23 @@ def load_checkpoint(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
+    rank: int = 0,
 ) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
-    """Restore a run.
+    """Restore a run on the model's device.
+
+    A process that the interrupted run did not have goes on with the random numbers it has.
 
     Returns:
         progress, the averaged weights, the best weights.
 
     Raises:
-        DataError: the checkpoint belongs to other data or settings.
+        DataError: the checkpoint belongs to other data, settings or another parent.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata["fingerprint"] != fingerprint:
             raise DataError(
-                "the checkpoint belongs to other data, settings or another seed",
+                "the checkpoint belongs to other data, settings, another seed or another parent",
                 field="checkpoint",
                 value=str(path),
                 remedy="choose another --out, or remove this folder to start again",
@@ -98,9 +120,18 @@ def load_checkpoint(
         index, slot = name.split("/")
         state.setdefault(int(index), {})[slot] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng/torch"])
-    generator.set_state(tensors["rng/teacher"])
-    return Progress(**json.loads(metadata["progress"])), _below(tensors, "average"), _below(tensors, "best")
+    if _of_rank("rng/torch", rank) in tensors:
+        torch.set_rng_state(tensors[_of_rank("rng/torch", rank)])
+        generator.set_state(tensors[_of_rank("rng/teacher", rank)])
+    device = next(model.parameters()).device
+    average, best = (
+        {name: value.to(device) for name, value in _below(tensors, folder).items()} for folder in ("average", "best")
+    )
+    return Progress(**json.loads(metadata["progress"])), average, best
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}/{rank}" if rank else name
 
 
 def _below(tensors: dict[str, Tensor], folder: str) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recsys.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -74,11 +76,21 @@ class BatchSampler:
         max_history: longest input.
         tokens: padded positions per batch, over all ranks.
         seed: of the shuffles.
+
+    Raises:
+        DataError: no user has a training event.
     """
 
     def __init__(self, sequences: Sequences, *, max_history: int, tokens: int, seed: int) -> None:
         self._items = sequences.items
         self._windows = make_windows(sequences, max_history)
+        if not len(self._windows.start):
+            raise DataError(
+                "there is no training event to learn from",
+                field="train_end",
+                value=0,
+                remedy="give a log with positive events, or another split",
+            )
         self._tokens = tokens
         self._seed = seed
         self._epoch = -1

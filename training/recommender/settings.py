@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from recsys.errors import ConfigError
 
@@ -52,12 +52,6 @@ class TeacherSettings(_Strict):
     decay: float = Field(0.7, gt=0, le=1, description="weight of an item per step back in the history")
     neighbours: int = Field(200, ge=1, description="item_to_item: neighbours kept per item")
     folds: int = Field(1, ge=1, description="cross-fitting by user folds; 1 = in-sample")
-
-    @model_validator(mode="after")
-    def _folds_need_ease(self) -> TeacherSettings:
-        if self.folds > 1 and self.kind != "ease":
-            raise ValueError("cross-fitting by folds needs the teacher `ease`")
-        return self
 
 
 class TrainSettings(_Strict):

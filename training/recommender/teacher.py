@@ -132,7 +132,7 @@ def build_teacher(data: PreparedData, settings: TeacherSettings, max_history: in
         max_history: newest items the teacher sees.
 
     Returns:
-        None for kind `none`.
+        None for kind `none`, and where the teacher never speaks (a log of single events or of one item).
     """
     if settings.kind == "none":
         return None
@@ -152,7 +152,8 @@ def build_teacher(data: PreparedData, settings: TeacherSettings, max_history: in
                 users=users[inside],
             )
         )
-    return merge(parts)
+    merged = merge(parts)
+    return merged if len(merged.items) else None
 
 
 def merge(parts: list[TeacherTargets]) -> TeacherTargets:
@@ -183,5 +184,5 @@ def _fit_teacher(
 ) -> ItemScorer:
     if settings.kind == "ease":
         return Ease.fit(data, EaseSettings(settings.regularisation, settings.decay, max_history), users=users)
-    fitted = ItemCF.fit(data, ItemCFSettings(decay=settings.decay, max_history=max_history))
+    fitted = ItemCF.fit(data, ItemCFSettings(decay=settings.decay, max_history=max_history), users=users)
     return ItemCF(truncated(fitted.similarity, settings.neighbours), fitted.settings)

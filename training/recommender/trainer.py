@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import psutil
@@ -13,14 +14,15 @@ import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from recsys.backends import choose_backbone
 from recsys.decoding.trie import SidTrie
+from recsys.errors import DataError, VersionMismatchError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
-from training.recommender.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.recommender.checkpoint import Progress, RandomState, load_checkpoint, save_checkpoint
 from training.recommender.examples import Batch, BatchSampler
 from training.recommender.metrics import MetricsLog
 from training.recommender.objectives import Distilled, batch_loss
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from training.recommender.settings import TrainSettings
 
 RUN_FORMAT = "windfire.run/1"
+_BETWEEN_RANKS: Final = 1_000_003  # seeds of neighbours stay apart from seeds that people choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,10 @@ class Workers:
 
     @classmethod
     def current(cls) -> Workers:
-        """Join torchrun's process group where there is one."""
+        """Join torchrun's process group where there is one; each process takes the GPU of its local rank."""
         if dist.is_torchelastic_launched() and not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
@@ -63,6 +68,14 @@ class Workers:
         dist.all_reduce(flat)
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def gathered(self, value: RandomState) -> list[RandomState]:
+        """The value of every process, by rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
 
 
 def item_features(data: PreparedData, settings: TrainSettings) -> ItemFeatures:
@@ -97,6 +110,14 @@ def data_fingerprint(data: PreparedData) -> str:
     return sha256_parts([data.tokenizer_version, *(np.ascontiguousarray(array).tobytes() for array in arrays)])
 
 
+def weights_fingerprint(weights: dict[str, Tensor]) -> str:
+    """Of names and values."""
+    parts: list[str | bytes] = []
+    for name, tensor in sorted(weights.items()):
+        parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()]
+    return sha256_parts(parts)
+
+
 class Trainer:
     """One run: build with `Trainer(...)`, then `run()`.
 
@@ -110,7 +131,7 @@ class Trainer:
 
     Raises:
         ConfigError: sizes or a backbone that cannot be built.
-        DataError: `out` holds a checkpoint of other data or settings.
+        DataError: `out` holds a checkpoint of other data, settings or parent, or there is no training event.
     """
 
     def __init__(
@@ -129,7 +150,8 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed)])
+        parent = [] if parent_weights is None else [weights_fingerprint(parent_weights)]
+        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed), *parent])
         features = item_features(data, settings)
         self.config = recommender_config(features, data, settings)
         self.trie = SidTrie.build(data.codes, data.codebook_sizes)
@@ -138,7 +160,10 @@ class Trainer:
         if parent_weights is not None:
             warm_start(self.model, parent_weights)
         self.normaliser = Normaliser(self.trie, whole_codebook=self.config.whole_codebook).to(self.device)
-        self.generator = torch.Generator().manual_seed(seed)
+        own_seed = seed + _BETWEEN_RANKS * self.workers.rank
+        if self.workers.rank:  # the same weights, but dropout and the teacher's draws of its own
+            torch.manual_seed(own_seed)
+        self.generator = torch.Generator().manual_seed(own_seed)
         self.optimiser = _optimiser(self.model, settings)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.best = self.average
@@ -165,6 +190,7 @@ class Trainer:
                 model=self.model,
                 optimiser=self.optimiser,
                 generator=self.generator,
+                rank=self.workers.rank,
             )
         earlier = (self.progress.seconds, self.progress.cpu_seconds)
         if not self.progress.stopped and self.progress.step < self.settings.steps:
@@ -194,7 +220,7 @@ class Trainer:
                 self._evaluate(loss)
             progress.seconds = earlier[0] + time.monotonic() - self._started
             progress.cpu_seconds = earlier[1] + _cpu_seconds() - self._cpu_started
-            if self.workers.rank == 0 and progress.step % settings.checkpoint_every == 0:
+            if progress.step % settings.checkpoint_every == 0:
                 self._save()
             tick(f"loss {loss:.3f} ndcg@10 {max(progress.best, 0):.4f}")
 
@@ -254,8 +280,8 @@ class Trainer:
             self.model, self.trie, self.data, users=settings.evaluate_users, beam=settings.evaluate_beam
         )
         self.model.load_state_dict(current)
-        if value > progress.best:
-            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        if value is None or value > progress.best:  # nothing to choose by: the newest weights
+            progress.best, progress.best_step, progress.stale = value or 0.0, progress.step, 0
             self.best = {name: average.clone() for name, average in self.average.items()}
         else:
             progress.stale += 1
@@ -264,12 +290,15 @@ class Trainer:
             row = {
                 "loss": loss,
                 "learning_rate": learning_rate(progress.step, settings),
-                "valid.ndcg@10": value,
+                "valid.ndcg@10": value or 0.0,
                 "cpu_seconds": progress.cpu_seconds,
             }
             self.metrics.append(progress.step, row)
 
     def _save(self) -> None:
+        random = self.workers.gathered(RandomState.of(self.generator))
+        if self.workers.rank:
+            return
         save_checkpoint(
             self.out / "checkpoint.safetensors",
             fingerprint=self.fingerprint,
@@ -278,7 +307,7 @@ class Trainer:
             average=self.average,
             best=self.best,
             optimiser=self.optimiser,
-            generator=self.generator,
+            random=random,
         )
 
     def _finish(self) -> dict[str, Any]:
@@ -357,6 +386,26 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
     floor = settings.final_rate
     return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))
+
+
+def load_parent(parent: Path, data: PreparedData) -> dict[str, Tensor]:
+    """The weights of a finished run or of a bundle, to start from.
+
+    Raises:
+        DataError: neither of them is there.
+        VersionMismatchError: its codes mean something else: it was trained with another tokenizer.
+    """
+    manifest, weights = parent / "manifest.json", parent / "model" / "weights.safetensors"
+    if not manifest.is_file() or not weights.is_file():
+        raise DataError("no finished run and no bundle to start from", field="parent", value=str(parent))
+    if (found := read_json(manifest)["tokenizer_version"]) != data.tokenizer_version:
+        raise VersionMismatchError(
+            f"the parent was trained with another tokenizer than {data.tokenizer_version} of the work directory",
+            field="tokenizer_version",
+            value=found,
+            remedy="start from a model of the same tokenizer, or without --parent",
+        )
+    return load_file(weights)
 
 
 def warm_start(model: nn.Module, weights: dict[str, Tensor]) -> int:

@@ -18,14 +18,14 @@ _BATCH = 512
 _K = 10
 
 
-def validation_ndcg(model: Recommender, trie: SidTrie, data: PreparedData, *, users: int, beam: int) -> float:
+def validation_ndcg(model: Recommender, trie: SidTrie, data: PreparedData, *, users: int, beam: int) -> float | None:
     """NDCG@10 of the validation targets of up to `users` users, spread evenly over all that have one.
 
-    0 when no user has a validation target.
+    None when no user has a validation target.
     """
     _, histories, targets = data.sequences.targets("valid")
     if len(targets) == 0:
-        return 0.0
+        return None
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(users, len(targets))).astype(int))
     # Batches of equal length: padding would be most of the work.
     chosen = chosen[np.argsort([len(histories[row]) for row in chosen], kind="stable")]

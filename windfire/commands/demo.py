@@ -41,6 +41,13 @@ def command(
     for name, path in (("data", data), ("mapping", mapping), ("config", config)):
         if path is not None and not path.exists():
             raise InputError("no such file or folder", field=name, value=str(path), remedy="check the path")
+    if mapping is not None and (data is None or data.is_dir()):
+        raise InputError(
+            "a mapping file belongs to a log that is imported",
+            field="mapping",
+            value=str(mapping),
+            remedy="give --data FILE",
+        )
     require_port(port)
     # A demo that is asked to end takes its server with it.
     signal.signal(signal.SIGTERM, _end)

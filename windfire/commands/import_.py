@@ -19,7 +19,9 @@ app = typer.Typer(context_settings={"allow_interspersed_args": True})
 
 @app.callback(invoke_without_command=True)
 def command(
-    dataset: Annotated[str, typer.Argument(help="csv, jsonl, parquet, generic, eventlog, or a public set's name.")],
+    dataset: Annotated[
+        str, typer.Argument(help="csv, jsonl, parquet, generic, eventlog, exposurelog, or a public set's name.")
+    ],
     source: Annotated[Path, typer.Argument(help="The log: a file or a folder.")],
     out: Annotated[Path | None, typer.Option(help="Directory for the tables; replaced as a whole.")] = None,
     mapping: Annotated[Path | None, typer.Option(help="Which column is which field (YAML or JSON).")] = None,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from offline.job import JobManifest
+    from offline.pipeline import TokenizerMode
     from offline.settings import OfflineSettings
 
 app = typer.Typer(no_args_is_help=True)
@@ -25,7 +26,7 @@ def group() -> None:
 def run(
     data: Annotated[Path, typer.Option(help="Tables of `windfire import` or `windfire simulate`.")],
     out: Annotated[Path, typer.Option(help="Work directory, one folder per job; made when absent.")],
-    config: Annotated[Path | None, typer.Option(help="Settings of the jobs (YAML); docs/offline.md.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of the jobs (YAML); see docs/offline.md.")] = None,
     split: Annotated[str | None, typer.Option(help="leave_one_out, latest or global_time.")] = None,
     positive_actions: Annotated[
         str | None, typer.Option(help="Comma-separated; default click,cart,purchase,like.")
@@ -53,7 +54,7 @@ def run(
             chosen,
             master=master,
             increments=increment or (),
-            tokenizer=_tokenizer_mode(tokenizer, out, bool(increment)),
+            tokenizer=_tokenizer_mode(tokenizer),
             spark=_spark_settings(spark or ()),
             on_start=lambda name: bars.update(task, description=name),
             on_done=lambda _: bars.advance(task),
@@ -73,15 +74,13 @@ def _settings(config: Path | None, split: str | None, positive_actions: str | No
     return OfflineSettings.parse(changes)
 
 
-def _tokenizer_mode(asked: str | None, out: Path, increments: bool) -> Any:
-    from offline.jobs.vectors import tokenizer_version
+def _tokenizer_mode(asked: str | None) -> TokenizerMode | None:
     from recsys.errors import ConfigError
 
-    if asked is None:
-        return "extend" if increments and tokenizer_version(out) is not None else "build"
-    if asked not in {"build", "extend"}:
+    modes: dict[str | None, TokenizerMode | None] = {None: None, "build": "build", "extend": "extend"}
+    if asked not in modes:
         raise ConfigError("no such mode", field="tokenizer", value=asked, remedy="use build or extend")
-    return asked
+    return modes[asked]
 
 
 def _spark_settings(pairs: Sequence[str]) -> dict[str, str]:

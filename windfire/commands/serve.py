@@ -47,7 +47,9 @@ def command(
 def _load_histories(settings: Settings, data: Path) -> None:
     """Merge the tables' events into the histories; doing it at every start changes nothing."""
     from feature_store.history import EmbeddedHistoryStore, load_tables
+    from recsys.records import TablesManifest
 
+    TablesManifest.load(data)
     store = EmbeddedHistoryStore(settings.state / "history")
     try:
         load_tables(store, data, settings.history_actions)

@@ -21,22 +21,21 @@ def recommender(
     data: Annotated[Path, typer.Option(help="Work directory of `windfire offline run`.")],
     out: Annotated[Path, typer.Option(help="Run directory; a checkpoint found there is continued.")],
     config: Annotated[Path | None, typer.Option(help="YAML of training.recommender.TrainSettings.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, dropout, sampler and teacher.")] = 1,
-    parent: Annotated[Path | None, typer.Option(help="Run directory to start from (warm start).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, dropout, sampler and teacher.")] = 1,
+    parent: Annotated[Path | None, typer.Option(help="Run directory or bundle to start from (warm start).")] = None,
 ) -> None:
     """Fit backbone and draft head. Under torchrun every process takes its share of each batch."""
-    from safetensors.torch import load_file
-
     from recsys.datasets.prepared import PreparedData
     from training.recommender.settings import TrainSettings
-    from training.recommender.trainer import train
+    from training.recommender.trainer import load_parent, train
 
+    prepared = PreparedData.load(data)
     manifest = train(
-        PreparedData.load(data),
+        prepared,
         TrainSettings() if config is None else TrainSettings.load(config),
         out,
         seed=seed,
-        parent_weights=None if parent is None else load_file(parent / "model" / "weights.safetensors"),
+        parent_weights=None if parent is None else load_parent(parent, prepared),
         show_progress=True,
     )
     Console().print(

@@ -184,6 +184,7 @@ class Assembly:
         if not missing.any():
             return rows
         self._sink.notes["events_without_event_id"] += int(missing.sum())
+        self._sink.line_ids.add(source)
         made = pc.binary_join_element_wise(source, rows[LINE].cast(pa.string()), ":")
         at = rows.schema.get_field_index("event_id")
         return rows.set_column(at, "event_id", pc.coalesce(ids, made))

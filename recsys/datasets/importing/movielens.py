@@ -29,13 +29,24 @@ def open_movielens(source: Path) -> SourceDataset:
     """Open a folder of MovieLens files; 4 stars and more are a `like`, fewer a `rating`.
 
     Raises:
-        InputError: ratings.csv or movies.csv is absent.
+        InputError: ratings.csv or movies.csv is absent, or tags.csv lacks a column.
     """
     for name in ("ratings.csv", "movies.csv"):
         if not (source / name).is_file():
             raise InputError(
                 f"{name} is absent", field="source", value=str(source), remedy="name the data set's folder"
             )
+    tags = source / "tags.csv"
+    if tags.is_file():
+        there = DelimitedFile(tags, tags.name).columns()
+        for name in ("movieId", "tag") if there else ():  # an empty file is no fault
+            if name not in there:
+                raise InputError(
+                    f"tags.csv has no such column; its columns are: {', '.join(there)}",
+                    field="column",
+                    value=name,
+                    remedy="copy tags.csv again, or leave it out",
+                )
     events = TablePlan(
         EVENTS,
         (
@@ -58,7 +69,7 @@ def open_movielens(source: Path) -> SourceDataset:
     ratings = DelimitedFile(source / "ratings.csv", "ratings.csv")
     return SourceDataset(
         events=SourceTable((ratings,), events),
-        items=SourceTable((MoviesFile(source / "movies.csv", source / "tags.csv"),), items),
+        items=SourceTable((MoviesFile(source / "movies.csv", tags),), items),
         unique_event_ids=True,
     )
 

@@ -1,14 +1,19 @@
-"""Windfire's own event log as a source: what was served becomes training data."""
+"""Windfire's own logs as sources: what users did, and what was shown to them, becomes training data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+import numpy as np
+import orjson
 import pyarrow as pa
 
 from recsys.datasets.importing.assembly import SourceDataset, SourceTable
+from recsys.datasets.importing.chunks import Chunk
 from recsys.datasets.importing.generic import named_tables
 from recsys.datasets.importing.mapping import load_mapping
 from recsys.datasets.importing.plans import Field, TablePlan
@@ -16,16 +21,22 @@ from recsys.datasets.importing.structured import json_chunk
 from recsys.datasets.importing.times import time_converter
 from recsys.datasets.importing.values import action, integer, money, string_map, text
 from recsys.errors import InputError
+from recsys.event_log.exposures import Exposure
 from recsys.event_log.segments import read_records, segment_files
-from recsys.records import EVENTS
+from recsys.records import EVENTS, Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from recsys.datasets.importing.chunks import Chunk, Reading
+    from recsys.datasets.importing.chunks import Column, Reading, RowFile
 
 _RECORDS_PER_CHUNK: Final = 16_384
+_ANSWERS_PER_CHUNK: Final = 512  # of up to 500 items each
+_SHOWN: Final = ("event_id", "user_id", "item_id", "time", "scene", "request_id", "position")
+_NOTED: Final = (
+    "propensity", "source", "score", "served_by", "decoder", "bundle_version", "catalog_version", "arms",
+)  # fmt: skip
 
 
 def open_event_log(source: Path, mapping_file: Path | None) -> SourceDataset:
@@ -38,16 +49,34 @@ def open_event_log(source: Path, mapping_file: Path | None) -> SourceDataset:
     Raises:
         InputError: the folder holds no log.
     """
+    _require_segments(source, "event log")
+    return _dataset(EventLogRows(source), _plan(), mapping_file)
+
+
+def open_exposure_log(source: Path, mapping_file: Path | None) -> SourceDataset:
+    """Open the folder of an `ExposureLog`, also while a server writes it; every item shown is an impression.
+
+    Args:
+        source: the folder.
+        mapping_file: may name the files of items and users; says nothing about the exposures.
+
+    Raises:
+        InputError: the folder holds no log.
+    """
+    _require_segments(source, "exposure log")
+    return _dataset(ExposureRows(source), _impressions(), mapping_file)
+
+
+def _require_segments(source: Path, what: str) -> None:
     if not source.is_dir() or not segment_files(source):
         raise InputError(
-            "no event log here", field="source", value=str(source), remedy="name the folder that holds the segments"
+            f"no {what} here", field="source", value=str(source), remedy="name the folder that holds the segments"
         )
+
+
+def _dataset(rows: RowFile, plan: TablePlan, mapping_file: Path | None) -> SourceDataset:
     tables = {} if mapping_file is None else named_tables(load_mapping(mapping_file), mapping_file)
-    return SourceDataset(
-        events=SourceTable((EventLogRows(source),), _plan()),
-        items=tables.get("items"),
-        users=tables.get("users"),
-    )
+    return SourceDataset(SourceTable((rows,), plan), items=tables.get("items"), users=tables.get("users"))
 
 
 def _plan() -> TablePlan:
@@ -66,6 +95,22 @@ def _plan() -> TablePlan:
         Field("attributes", string_map(), "attributes"),
     )
     return TablePlan(EVENTS, fields)
+
+
+def _impressions() -> TablePlan:
+    micros = time_converter("us")
+    fields = (
+        Field("event_id", text(), "event_id", required=True),
+        Field("user_id", text(), "user_id", required=True),
+        Field("item_id", text(), "item_id", required=True),
+        Field("time", micros, "time", required=True),
+        Field("created_at", micros, "time"),
+        Field("scene", text(), "scene"),
+        Field("action", action({}), default=Action.IMPRESSION.value),
+        Field("request_id", text(), "request_id"),
+        Field("position", integer(pa.int32()), "position"),
+    )
+    return TablePlan(EVENTS, fields, attributes=_NOTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +146,77 @@ class EventLogRows:
             payloads = [payload for _, payload in numbered]
             reading.advance(sum(map(len, payloads)))
             yield json_chunk(payloads, numbered[0][0] + 1, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureRows:
+    """The items of an exposure log's answers; an answer's record number plus one stands for the line.
+
+    An item's event id is `REQUEST_ID:POSITION`. An anonymous answer has no user, so its items are rejected.
+    """
+
+    folder: Path
+    open_schema: bool = False
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The segments."""
+        return tuple(path for _, path in segment_files(self.folder))
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    def columns(self) -> list[str]:
+        """What is known of an item that was shown."""
+        return [*_SHOWN, *_NOTED]
+
+    def chunks(self, wanted: Sequence[str], reading: Reading) -> Iterator[Chunk]:
+        """Read the answers that are whole; see `RowFile.chunks`.
+
+        Raises:
+            CorruptionError: a record before the end differs from its checksum.
+        """
+        records = read_records(self.folder, segment_files(self.folder)[0][0])
+        while numbered := list(islice(records, _ANSWERS_PER_CHUNK)):
+            reading.advance(sum(len(payload) for _, payload in numbered))
+            rows: list[dict[str, Any]] = []
+            lines: list[int] = []
+            for number, payload in numbered:
+                shown = _shown(msgspec.json.decode(payload, type=Exposure))
+                rows += shown
+                lines += [number + 1] * len(shown)
+            columns: dict[str, Column] = {name: [row[name] for row in rows] for name in wanted}
+            yield Chunk(columns, np.array(lines, dtype=np.int64), partial(_raw, rows))
+
+
+def _shown(answer: Exposure) -> list[dict[str, Any]]:
+    same = {
+        "user_id": answer.user_id,
+        "time": answer.time,
+        "scene": answer.scene,
+        "request_id": answer.request_id,
+        "served_by": answer.served_by,
+        "decoder": answer.decoder,
+        "bundle_version": answer.bundle_version,
+        "catalog_version": answer.catalog_version,
+        "arms": answer.arms or None,
+    }
+    places = zip(answer.items, answer.positions, answer.scores, answer.sources, answer.propensities, strict=True)
+    return [
+        {
+            **same,
+            "event_id": f"{answer.request_id}:{position}",
+            "item_id": item,
+            "position": position,
+            "score": score,
+            "source": source,
+            "propensity": propensity,
+        }
+        for item, position, score, source, propensity in places
+    ]
+
+
+def _raw(rows: list[dict[str, Any]], row: int) -> str:
+    return orjson.dumps(rows[row]).decode()

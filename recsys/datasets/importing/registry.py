@@ -18,8 +18,8 @@ from recsys.datasets.importing.generic import open_log
 from recsys.datasets.importing.kuairand import open_kuairand
 from recsys.datasets.importing.movielens import open_movielens
 from recsys.datasets.importing.sink import Sink
-from recsys.errors import InputError
-from recsys.records import TablesManifest
+from recsys.errors import ConfigError, InputError
+from recsys.records import TablesManifest, tables_place
 from recsys.storage import sha256_file, staged_directory
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ PUBLIC_SETS: Final[dict[str, Callable[[Path], SourceDataset]]] = {
     "kuairand": open_kuairand,
 }
 EVENT_LOG: Final = "eventlog"
+EXPOSURE_LOG: Final = "exposurelog"
 OWN_LOGS: Final = {"generic": None, "csv": "csv", "jsonl": "jsonl", "parquet": "parquet"}  # name to forced format
 
 
@@ -67,7 +68,7 @@ class ImportReport:
 
 def known_datasets() -> list[str]:
     """The names that `import_dataset` takes."""
-    return [*PUBLIC_SETS, *OWN_LOGS, EVENT_LOG]
+    return [*PUBLIC_SETS, *OWN_LOGS, EVENT_LOG, EXPOSURE_LOG]
 
 
 def import_dataset(
@@ -93,6 +94,7 @@ def import_dataset(
 
     Raises:
         InputError: the name is unknown, the source cannot be read, lacks a column, or has no usable event.
+        ConfigError: `out` holds something else than tables, or the source itself.
     """
     if out is None and not check:
         raise InputError("no directory for the tables", field="out", remedy="name one, or use check")
@@ -103,7 +105,7 @@ def import_dataset(
         with tempfile.TemporaryDirectory(prefix="windfire-check-") as scratch:
             sink = _run(dataset, None, Path(scratch), limits, progress)
         return _report(dataset, sink, _manifest(name, dataset, sink, started, None))
-    with staged_directory(out) as staged:
+    with staged_directory(_place(out, source)) as staged:
         scratch_folder = staged / "scratch"
         sink = _run(dataset, staged, scratch_folder, limits, progress)
         shutil.rmtree(scratch_folder)
@@ -112,6 +114,20 @@ def import_dataset(
         manifest = _manifest(name, dataset, sink, started, source if source.is_dir() else source.parent)
         manifest.save(staged)
     return _report(dataset, sink, manifest)
+
+
+def _place(out: Path, source: Path) -> Path:
+    """Where the tables go; the directory is replaced, so the log may not stand in it."""
+    place = tables_place(out)
+    log = source.resolve()
+    if place == log or place in log.parents:
+        raise ConfigError(
+            "the log stands in the directory that the tables replace",
+            field="out",
+            value=str(out),
+            remedy="choose another directory",
+        )
+    return place
 
 
 def _open(name: str, source: Path, mapping: Path | None) -> SourceDataset:
@@ -123,10 +139,10 @@ def _open(name: str, source: Path, mapping: Path | None) -> SourceDataset:
         raise InputError("no such file or folder", field="source", value=str(source), remedy="check the path")
     if name in OWN_LOGS:
         return open_log(source, mapping, OWN_LOGS[name])
-    if name == EVENT_LOG:
-        from recsys.datasets.importing.own_log import open_event_log
+    if name in {EVENT_LOG, EXPOSURE_LOG}:
+        from recsys.datasets.importing.own_log import open_event_log, open_exposure_log
 
-        return open_event_log(source, mapping)
+        return (open_event_log if name == EVENT_LOG else open_exposure_log)(source, mapping)
     if mapping is not None:
         raise InputError(
             f"{name} needs no mapping file", field="mapping", value=str(mapping), remedy="leave the mapping out"
@@ -185,6 +201,7 @@ def _manifest(name: str, dataset: SourceDataset, sink: Sink, started: float, roo
         counts=sink.counts(),
         reasons=dict(sink.reasons),
         notes={**sink.notes, **ignored},
+        line_ids=sorted(sink.line_ids),
         seconds=round(time.perf_counter() - started, 3),
     )
 

@@ -36,6 +36,7 @@ class Sink:
         self.rejected: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+        self.line_ids: set[str] = set()
         self.examples: dict[str, list[str]] = {}
         self.earliest: int | None = None
         self.latest: int | None = None

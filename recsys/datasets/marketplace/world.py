@@ -127,7 +127,8 @@ class Marketplace:
     def moments(self, block: int, from_day: int, days: int) -> Moments:
         """When the users of a block come by on some days, and what they want then; sorted by (user, time)."""
         life = self._live(block, from_day + days)
-        return Moments.join(life.days[from_day + 1 : from_day + days + 1])
+        before = life.days[0].take(np.zeros(0, dtype=np.int64))
+        return Moments.join([before, *life.days[from_day + 1 : from_day + days + 1]])
 
     def visits(self, from_day: int, days: int) -> Moments:
         """The moments of all users at which a recommender is asked, that is in any scene but browsing."""
@@ -149,6 +150,8 @@ class Marketplace:
         user, time = np.broadcast_arrays(user, time)
         _check_range("user", user, 0, self.size.users)
         _check_range("time", time, START, START + LAST_DAY * DAY)
+        if not len(user):
+            return self.moments(0, 0, 0)
         blocks = user // self.size.block
         rows: list[Ints] = []
         parts: list[Moments] = []

@@ -17,7 +17,7 @@ from recsys.datasets.marketplace.settings import DAY, LAST_DAY, START, WorldSize
 from recsys.datasets.marketplace.texts import CHUNK, items_table, users_table
 from recsys.datasets.marketplace.world import WORLD_FILE, Marketplace
 from recsys.errors import ConfigError
-from recsys.records import REJECTED, TABLES, TableCounts, TablesManifest
+from recsys.records import REJECTED, TABLES, TableCounts, TablesManifest, tables_place
 from recsys.storage import staged_directory, write_json_atomically
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def simulate(
     """
     began = time.perf_counter()
     days = size.days if days is None else days
-    _check(from_day, days, workers, out)
+    _check(from_day, days, workers)
+    out = tables_place(out)
     market = Marketplace(size, seed)
     counts: Counter[str] = Counter()
     with staged_directory(out) as staged:
@@ -110,7 +111,7 @@ def simulate(
     return manifest
 
 
-def _check(from_day: int, days: int, workers: int, out: Path) -> None:
+def _check(from_day: int, days: int, workers: int) -> None:
     limits = {"from_day": (from_day, 0), "days": (days, 1), "workers": (workers, 1)}
     for field, (value, least) in limits.items():
         if value < least:
@@ -118,13 +119,6 @@ def _check(from_day: int, days: int, workers: int, out: Path) -> None:
     if from_day + days > LAST_DAY:
         raise ConfigError(
             f"the world ends after day {LAST_DAY}", field="days", value=days, remedy="choose fewer or earlier days"
-        )
-    if out.exists() and not (out / "manifest.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            "this path holds something else than tables",
-            field="out",
-            value=str(out),
-            remedy="choose a new directory",
         )
 
 

@@ -45,7 +45,7 @@ def encoded(engine: str, shape: str, rows: list[int], **changes: Any) -> torch.T
     made = model(shape, **changes)
     made.freeze(choose_engine(engine, made.config))
     with torch.inference_mode():
-        return made.encode(*pad_histories([HISTORIES[row] for row in rows], limit=LONGEST))
+        return made.encode(*pad_histories([HISTORIES[row] for row in rows], items=ITEMS, limit=LONGEST))
 
 
 @SHAPES

@@ -16,8 +16,9 @@ from recsys.backends import choose_backbone
 from recsys.decoding.building import build_decoder, decoder_names
 from recsys.decoding.decoder import Decoder
 from recsys.decoding.eligibility import Eligibility
+from recsys.decoding.nezha import NezhaDecoder
 from recsys.decoding.trie import SidTrie
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, InputError
 from recsys.models import CompactRecommender, ItemFeatures, RecommenderConfig, TokenRecommender, build_model
 from recsys.models.normaliser import Normaliser
 
@@ -207,3 +208,41 @@ def test_a_shape_offers_its_own_decoders_only() -> None:
     assert decoder_names(model) == ("nezha",)
     with pytest.raises(ConfigError, match="beam"):
         build_decoder(model, trie, name="beam")
+
+
+@pytest.mark.parametrize("width", [1, 5, 7, 31])
+@pytest.mark.parametrize("name", ["nezha", "batched", "beam"])
+def test_at_the_cut_ties_fall_to_the_smaller_semantic_id(name: str, width: int) -> None:
+    """All semantic IDs exist and all weights are 0: every score is the same."""
+    every = np.stack(np.unravel_index(np.arange(60), SIZES), axis=1).astype(np.int32)
+    order = np.random.default_rng(2).permutation(60)
+    nothing = np.zeros((60, 0), np.float32)
+    features = ItemFeatures(every[order], nothing, nothing, np.ones(60, np.int64))
+    config = RecommenderConfig(SIZES, 60, 0, 0, shape="token", d_model=16, layers=1, heads=2)
+    model = build_model(config, features).eval()
+    assert isinstance(model, TokenRecommender)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    trie = SidTrie.build(features.codes, SIZES)
+    batched = NezhaDecoder(model, trie, batched=True)
+    decoder = batched if name == "batched" else build_decoder(model, trie, name=name)
+    for ranked in decoder.decode(HISTORIES, k=width, beam=width, eligibility=Eligibility()).ranked:
+        assert order[ranked.items].tolist() == list(range(width))
+
+
+@pytest.mark.parametrize(("shape", "name"), [*WAYS, ("flat", "flat")])
+@pytest.mark.parametrize("history", [[ITEMS], [3, -1], [-7]])
+def test_an_item_that_is_not_in_the_catalogue_is_refused(shape: str, name: str, history: list[int]) -> None:
+    features = catalogue(1)
+    config = RecommenderConfig(SIZES, ITEMS, 3, 2, shape=shape, d_model=16, layers=1, heads=2)  # type: ignore[arg-type]
+    decoder = build_decoder(build_model(config, features).eval(), SidTrie.build(features.codes, SIZES), name=name)
+    with pytest.raises(InputError, match=r"0\.\.29"):
+        decoder.decode([HISTORIES[0], np.array(history)], k=3, beam=5, eligibility=Eligibility())
+
+
+@pytest.mark.parametrize(("shape", "name", "tokens"), [("compact", "nezha", 7), ("token", "nezha", 24)])
+def test_what_was_spent_counts_positions(shape: str, name: str, tokens: int) -> None:
+    """Histories of 3, 0 and 1 items; a start each, in the token shape 3 tokens per item and 3 placeholders."""
+    model, trie = built(shape, 1)
+    spent = build_decoder(model, trie, name=name).decode(HISTORIES, k=3, beam=50, eligibility=Eligibility()).spent
+    assert (spent.forwards, spent.tokens) == (1, tokens)

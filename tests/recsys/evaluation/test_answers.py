@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from recsys.decoding.decoder import DecodeResult, Ranked, Spent
+from recsys.errors import DataError
 from recsys.evaluation.answers import TOP, VIEWS, answer_by_decoder, answer_by_scores
 
 if TYPE_CHECKING:
@@ -38,6 +39,22 @@ class Sums:
         kept = [line[row[line] > -np.inf] for line, row in zip(order, scores, strict=True)]
         ranked = [Ranked(line, row[line]) for line, row in zip(kept, scores, strict=True)]
         return DecodeResult(ranked, Spent(0, 0))
+
+
+class Reversed(Sums):
+    """Lists its answers worst first."""
+
+    def decode(
+        self, histories: Sequence[npt.NDArray[np.integer]], *, k: int, beam: int, eligibility: Eligibility
+    ) -> DecodeResult:
+        straight = super().decode(histories, k=k, beam=beam, eligibility=eligibility)
+        return DecodeResult([Ranked(one.items[::-1], one.scores[::-1]) for one in straight.ranked], straight.spent)
+
+
+def test_an_answer_out_of_order_is_an_error() -> None:
+    histories = [np.array([1], np.int32), np.array([2], np.int32)]
+    with pytest.raises(DataError, match="best first"):
+        answer_by_decoder(Reversed(), histories, np.array([3, 4]), beam=1, view="masked")
 
 
 @pytest.mark.parametrize("view", VIEWS)

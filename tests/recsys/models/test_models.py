@@ -66,6 +66,24 @@ def test_training_states_equal_serving_states_in_the_token_shape() -> None:
         torch.testing.assert_close(states.backbone[:, position, 0], prompt.last, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["compact", "token"])
+def test_without_placeholders_every_level_reads_the_newest_state(shape: str) -> None:
+    hidden = model(shape=shape, placeholders=False).encode(HISTORIES, LENGTHS)  # type: ignore[operator]
+    assert torch.equal(hidden, hidden[:, :1].expand(-1, len(SIZES) + 1, -1))
+
+
+def test_without_placeholders_training_equals_serving_in_the_token_shape() -> None:
+    built = model(shape="token", placeholders=False)
+    assert isinstance(built, TokenRecommender)
+    items, drawn = torch.tensor([[3, 7, 9, 1]]), torch.tensor([[8, 2, 6, 5]])
+    states, beside = built.states(items, drawn), model(shape="token").states(items, drawn)  # type: ignore[operator]
+    for position in range(4):
+        served = built.encode(items[:, :position], torch.tensor([position]))
+        torch.testing.assert_close(states.head[:, position], served, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states.backbone, beside.backbone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states.branch, beside.branch, rtol=1e-4, atol=1e-5)
+
+
 def test_a_branch_reads_history_and_its_own_codes_only() -> None:
     built = model(shape="token")
     assert isinstance(built, TokenRecommender)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from recsys.datasets.importing import import_dataset, known_datasets
-from recsys.errors import InputError
+from recsys.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from tests.recsys.datasets.importing.conftest import Workplace
@@ -217,6 +217,14 @@ def test_entries_of_the_wrong_kind_in_amazon_2018(place: Workplace) -> None:
         place.take(place.folder / "s", "amazon2018")
 
 
+def test_tags_without_their_column_are_named(place: Workplace) -> None:
+    place.write("ml/ratings.csv", "userId,movieId,rating,timestamp\n1,1,5,1700000000\n")
+    place.write("ml/movies.csv", "movieId,title,genres\n1,Title,Drama\n")
+    place.write("ml/tags.csv", "movieId,word\n1,slow\n")
+    with pytest.raises(InputError, match=r"its columns are: movieId, word \[column = 'tag'\]"):
+        place.take(place.folder / "ml", "movielens")
+
+
 def test_ratings_and_signals_that_are_none(place: Workplace) -> None:
     place.write("m/movies.csv", "movieId,title,genres\n1,A,X|Y\n")
     place.write("m/tags.csv", "userId,movieId,tag,timestamp\n1,1,Fun,0\n2,1,fun ,0\n3,1,dark,0\n")
@@ -255,3 +263,23 @@ def test_the_strongest_signal_is_the_action(place: Workplace) -> None:
         (8, "wrong_type"),
     ]
     assert place.rows("items")[0]["category_path"] == ["39"]
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "not JSON"])
+def test_a_directory_with_something_else_is_never_replaced(place: Workplace, manifest: str | None) -> None:
+    source = place.write("log.csv", HEADER + GOOD)
+    kept = place.write("tables/notes.txt", "mine")
+    if manifest is not None:
+        place.write("tables/manifest.json", manifest)
+    with pytest.raises(ConfigError, match="something else than tables"):
+        import_dataset("csv", source, place.out)
+    assert kept.read_text() == "mine"
+
+
+def test_tables_do_not_replace_their_own_log(place: Workplace) -> None:
+    import_dataset("csv", place.write("log.csv", HEADER + GOOD), place.out)
+    source = place.write("tables/log.csv", HEADER + GOOD)
+    for log in (source, place.out):
+        with pytest.raises(ConfigError, match="the log stands in the directory"):
+            import_dataset("csv", log, place.out)
+    assert source.read_text() == HEADER + GOOD

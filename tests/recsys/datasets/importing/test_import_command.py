@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -48,3 +49,9 @@ def test_an_error_is_one_clear_line(place: Workplace, log: Path) -> None:
     done = windfire("jsonl", log, "--out", place.out)
     assert done.returncode == 2
     assert done.stderr.strip().startswith("windfire: bad_input: the log is empty or has no readable row")
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_line(place: Workplace, log: Path) -> None:
+    done = windfire("csv", log, "--out", log / "tables")
+    assert done.returncode == 2
+    assert re.fullmatch(r"windfire: io: \w.* \[path = '.*log\.csv.*'\] Remedy: .*", done.stderr.strip())

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from recsys.datasets.importing.assembly import Assembly
 from recsys.datasets.importing.chunks import Reading
 from recsys.datasets.importing.generic import open_log
 from recsys.datasets.importing.sink import Sink
-from recsys.event_log import EventLog
+from recsys.event_log import EventLog, Exposure, ExposureLog
 from recsys.records import TABLES
 from recsys.storage import read_parquet_directory
 
@@ -225,6 +226,46 @@ def test_the_event_log_is_read_back(place: Workplace) -> None:
     assert [row["seq"] for row in rows.values() if row["user_id"] == "u0"] == list(range(11))
     assert report.manifest.reasons == {"unknown_item": 8}
     assert report.items == 4
+
+
+def test_the_exposure_log_is_read_back_as_impressions(place: Workplace) -> None:
+    log = ExposureLog(place.folder / "exposures", segment_bytes=500)
+    answer = Exposure(
+        request_id="r1",
+        user_id="ann",
+        time=1_700_000_000_000_000,
+        scene="home",
+        items=["a", "b"],
+        positions=[0, 1],
+        scores=[-1.5, -2.0],
+        sources=["nezha", "popular_scene"],
+        propensities=[1.0, 0.25],
+        served_by="nezha",
+        decoder="nezha",
+        bundle_version="v1",
+        catalog_version="v1.0",
+        arms={},
+    )
+    anonymous = msgspec.structs.replace(answer, request_id="r2", user_id=None)
+    log.append([answer, anonymous, answer])
+    log.close()
+    report = place.take(place.folder / "exposures", "exposurelog")
+    assert report.manifest.reasons == {"missing_field": 2, "duplicate_event_id": 2}
+    assert [line for line, reason, _ in place.rejected() if reason == "missing_field"] == [2, 2]
+    first, second = place.rows("events")
+    assert (first["event_id"], first["action"], first["request_id"], first["position"]) == (
+        "r1:0", "impression", "r1", 0,
+    )  # fmt: skip
+    assert (second["item_id"], second["seq"], second["created_at"]) == ("b", 1, answer.time)
+    assert dict(second["attributes"]) == {
+        "propensity": "0.25",
+        "source": "popular_scene",
+        "score": "-2.0",
+        "served_by": "nezha",
+        "decoder": "nezha",
+        "bundle_version": "v1",
+        "catalog_version": "v1.0",
+    }
 
 
 def test_progress_ends_where_the_source_ends(place: Workplace) -> None:

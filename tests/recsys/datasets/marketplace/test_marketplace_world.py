@@ -170,6 +170,14 @@ def test_responses_follow_the_stated_probabilities(market: Marketplace) -> None:
     assert response.purchases.any()
 
 
+def test_a_day_without_visits_has_an_empty_answer(market: Marketplace) -> None:
+    visits = market.visits(0, 0)
+    slates = np.empty((len(visits), 6), dtype=np.int32)
+    response = market.respond(visits.user, slates, visits.scene, visits.time, np.random.default_rng(0))
+    assert response.clicks.shape == (0, 6)
+    assert market.utility(visits.user, slates, Scene.HOME, visits.time).shape == (0, 6)
+
+
 def test_the_same_generator_gives_the_same_response(market: Marketplace) -> None:
     question = (np.arange(50), np.arange(6), Scene.SEARCH, START + DAY)
     first = market.respond(*question, np.random.default_rng(1))
