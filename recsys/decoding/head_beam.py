@@ -137,7 +137,7 @@ class HeadBeam:
             if len(shared):
                 dense += shared
             if self._whole_codebook:
-                logits = torch.from_numpy(dense).log_softmax(dim=1).numpy()
+                logits: Floats = torch.from_numpy(dense).log_softmax(dim=1).numpy()
                 return np.repeat(scores, degree) + logits[np.repeat(np.arange(count), degree), codes]
             values = kernels.gathered(dense, degree, codes, opened)
         kernels.add_up(values, np.exp(values), degree, scores)
@@ -149,7 +149,8 @@ def _threshold(totals: Floats, width: int) -> Floats:
     surplus = len(totals) - width
     if surplus <= 0:
         return np.full(1, -np.inf, dtype=totals.dtype)
-    return np.partition(totals, surplus)[surplus : surplus + 1]
+    ordered: Floats = np.partition(totals, surplus)
+    return ordered[surplus : surplus + 1]
 
 
 def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools) -> _Level:

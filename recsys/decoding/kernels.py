@@ -8,7 +8,7 @@ Shared words: M beams, C their children in ascending order of trie nodes, M' the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
@@ -29,8 +29,7 @@ _FAST: Final = frozenset({"reassoc", "contract", "arcp"})
 
 
 def _compiled(function: _Function) -> _Function:
-    compiled: _Function = numba.njit(cache=True, nogil=True, fastmath=set(_FAST))(function)
-    return compiled
+    return cast("_Function", numba.njit(cache=True, nogil=True, fastmath=set(_FAST))(function))
 
 
 @_compiled
