@@ -9,7 +9,7 @@ from recsys.models.compact import own_backbone
 
 if TYPE_CHECKING:
     from recsys.models import RecommenderConfig
-    from recsys.models.backbone import AnyBackbone, Backbone, Engine, MakeEngine
+    from recsys.models.backbone import AnyBackbone, Around, Backbone, Engine, MakeEngine
 
 __all__ = ["EngineName", "choose_backbone", "choose_engine"]
 
@@ -70,7 +70,7 @@ def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
     # start, L tokens per item of the token shape, and its placeholders
     positions = 1 + (config.max_history + 1) * config.levels
 
-    def make(backbone: Backbone) -> Engine:
-        return OnnxEngine(backbone, positions=positions, int8=name == "onnx_int8")
+    def make(backbone: Backbone, around: Around | None) -> Engine:
+        return OnnxEngine(backbone, positions=positions, around=around, int8=name == "onnx_int8")
 
     return make

@@ -18,7 +18,7 @@ from recsys.models.backbone import KVCache, ffn_width, take_tail
 
 if TYPE_CHECKING:
     from recsys.models import RecommenderConfig
-    from recsys.models.backbone import MakeEngine
+    from recsys.models.backbone import Around, MakeEngine
 
 _DEFAULT_TYPE: Final = "qwen3"
 _ATTENTION: Final = ("sdpa", "eager")  # the implementations that take a mask of any form
@@ -68,7 +68,7 @@ class HuggingFaceBackbone(nn.Module):
                 remedy="`sliding_window: null` where the type has one, or another model_type, such as qwen3 or llama",
             )
 
-    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+    def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> None:  # noqa: ARG002
         """Nothing to do: a decoder of the library has one way to run.
 
         Raises:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from recsys.models.backbone import Backbone, Block
+    from recsys.models.backbone import Around, Backbone, Block
 
     Floats = npt.NDArray[np.float32]
 
@@ -30,6 +30,7 @@ _OPSET: Final = 21
 _FUSED_OPSET: Final = 1
 _IR_VERSION: Final = 10
 _END: Final = np.iinfo(np.int64).max
+_LAST: Final = np.array([-1])  # the newest position alone
 _WARNINGS: Final = 3  # ONNX Runtime's severity: errors and worse are logged
 
 
@@ -41,6 +42,7 @@ class OnnxEngine:
     Args:
         backbone: float32 on the CPU, in evaluation mode; its weights are copied.
         positions: the longest sequence.
+        around: for `read`; its table is kept, not copied.
         int8: matrices as 8-bit integers with one scale per column, activations quantised as they come; states then
             differ from float32's by about one part in a hundred.
 
@@ -48,7 +50,7 @@ class OnnxEngine:
         ConfigError: the weights are not float32 on the CPU.
     """
 
-    def __init__(self, backbone: Backbone, *, positions: int, int8: bool = False) -> None:
+    def __init__(self, backbone: Backbone, *, positions: int, around: Around | None = None, int8: bool = False) -> None:
         weight = backbone.norm.weight
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
             raise ConfigError(
@@ -57,29 +59,58 @@ class OnnxEngine:
                 value=f"{weight.dtype} on {weight.device}",
                 remedy="choose the engine `torch`",
             )
-        self._width = len(weight)
-        self._positions = positions
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _WARNINGS
-        graph = _Graph(backbone, positions, int8=int8).model().SerializeToString()
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._tail = _session(_Graph(backbone, positions, maps=None, int8=int8))
+        self._read: onnxruntime.InferenceSession | None = None
+        if around is not None:
+            self._table: Floats = around.table.numpy()
+            self._read = _session(_Graph(backbone, positions, maps=around.maps, int8=int8))
 
     def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
         """See `recsys.models.backbone.Backbone.tail`."""
         tokens: Floats = x.numpy()  # (B, n, H)
         first = np.array([-count], dtype=np.int64)
         rows = [
-            self._session.run(None, {"x": tokens[row : row + 1, : end + 1], "first": first})[0]  # (1, count, H)
+            self._tail.run(None, {"x": tokens[row : row + 1, : end + 1], "first": first})[0]  # (1, count, H)
             for row, end in enumerate(ends.tolist())
         ]
-        return torch.from_numpy(rows[0] if len(rows) == 1 else np.concatenate(rows))
+        return _together(rows)
+
+    def read(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """See `recsys.models.backbone.Engine.read`.
+
+        Raises:
+            ValueError: the engine was made without `around`.
+        """
+        if self._read is None:
+            raise ValueError("the engine was made without around")
+        rows = []
+        for history, length in zip(items.numpy(), lengths.tolist(), strict=True):
+            places = np.zeros(length + 1, dtype=np.int64)  # of the table: the start, then the items
+            np.add(history[:length], 1, out=places[1:])
+            feed = {"table": self._table, "places": places, "first": _LAST}
+            rows.append(self._read.run(None, feed)[0][0])  # (1, K)
+        return _together(rows)
+
+
+def _session(graph: _Graph) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _WARNINGS
+    return onnxruntime.InferenceSession(graph.model().SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _together(rows: list[Floats]) -> Tensor:
+    return torch.from_numpy(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
 
 class _Graph:
-    """The nodes and weights of one backbone: x (1, n, H), first (1,) = -count -> states (1, count, H)."""
+    """The nodes and weights of one backbone.
 
-    def __init__(self, backbone: Backbone, positions: int, *, int8: bool) -> None:
+    Without maps x (1, n, H) and first (1,) = -count become states (1, count, H); with maps (H, K) rows of a table
+    (I + 1, H) at places (n,) become mapped states (1, count, K).
+    """
+
+    def __init__(self, backbone: Backbone, positions: int, *, maps: Tensor | None, int8: bool) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._int8 = int8
@@ -87,7 +118,11 @@ class _Graph:
         angle = torch.arange(positions)[:, None] * rotary_frequency(backbone.head_width, torch.device("cpu"))
         self._turn = [self._constant("cos", angle.cos()), self._constant("sin", angle.sin())]  # (positions, d / 2)
         self._start = self._constant("start", np.zeros(1, np.int64))
+        self._reads_table = maps is not None
         x, residual = "x", ""
+        if self._reads_table:
+            looked_up = self._node("Gather", ["table", "places"], axis=0)
+            x = self._node("Unsqueeze", [looked_up, self._constant("batch", np.zeros(1, np.int64))])
         blocks: list[Block] = list(backbone.blocks)  # type: ignore[arg-type]
         for index, block in enumerate(blocks):
             x, normed = self._normed(x, residual, block.attention_norm.weight)
@@ -97,13 +132,22 @@ class _Graph:
             x, normed = self._normed(x, self._product(mixed, block.attention.out.weight), block.ffn_norm.weight)
             residual = self._feed_forward(block, normed)
         _, self._states = self._normed(x, residual, backbone.norm.weight)
+        self._out_width = self._width
+        if maps is not None:
+            self._states = self._node("MatMul", [self._states, self._constant("maps", maps)])
+            self._out_width = maps.shape[1]
 
     def model(self) -> onnx.ModelProto:
         """The finished graph."""
-        tokens = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", self._width])
-        first = helper.make_tensor_value_info("first", TensorProto.INT64, [1])
-        states = helper.make_tensor_value_info(self._states, TensorProto.FLOAT, [1, "count", self._width])
-        graph = helper.make_graph(self._nodes, "backbone", [tokens, first], [states], list(self._constants.values()))
+        describe = helper.make_tensor_value_info
+        inputs = [describe("first", TensorProto.INT64, [1])]
+        if self._reads_table:
+            inputs.append(describe("table", TensorProto.FLOAT, ["rows", self._width]))
+            inputs.append(describe("places", TensorProto.INT64, ["n"]))
+        else:
+            inputs.append(describe("x", TensorProto.FLOAT, [1, "n", self._width]))
+        states = describe(self._states, TensorProto.FLOAT, [1, "count", self._out_width])
+        graph = helper.make_graph(self._nodes, "backbone", inputs, [states], list(self._constants.values()))
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_FUSED, _FUSED_OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 

@@ -13,7 +13,7 @@ from recsys.models.frozen import FrozenBackbone
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    MakeEngine = Callable[["Backbone"], "Engine"]
+    MakeEngine = Callable[["Backbone", "Around | None"], "Engine"]
 
 _ROPE_BASE: Final = 10_000.0
 EPSILON: Final = 1e-6  # of the norms
@@ -31,11 +31,34 @@ class KVCache(NamedTuple):
     values: tuple[Tensor, ...]
 
 
+class Around(NamedTuple):
+    """What stands before and behind a backbone that reads one position per item.
+
+    Attributes:
+        table: (I + 1, H) inputs: the start, then every item's.
+        maps: (H, K), applied to the last state.
+    """
+
+    table: Tensor
+    maps: Tensor
+
+
 class Engine(Protocol):
-    """Computes a frozen backbone's `tail`."""
+    """Computes a frozen backbone's forward."""
 
     def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
         """See `Backbone.tail`."""
+
+    def read(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """From item indices to mapped states in one call, where the engine was made with `Around`.
+
+        Args:
+            items: (B, n) int64, oldest first, padded on the right.
+            lengths: (B,) items per row.
+
+        Returns:
+            (B, K).
+        """
 
 
 class AnyBackbone(Protocol):
@@ -52,7 +75,7 @@ class AnyBackbone(Protocol):
     def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
         """See `Backbone.prefill`."""
 
-    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+    def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> Engine | None:
         """See `Backbone.freeze`."""
 
 
@@ -187,15 +210,20 @@ class Backbone(nn.Module):
         self._engine: Engine | None = None
 
     @torch.inference_mode()
-    def freeze(self, make_engine: MakeEngine | None = None) -> None:
+    def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> Engine | None:
         """For inference with weights that will not change; `train()` ends it.
 
         Args:
             make_engine: what computes `tail`; None takes `FrozenBackbone`, which computes `prefill` in any case.
+            around: for the engine.
+
+        Returns:
+            The engine, if one was made.
         """
         frequency = rotary_frequency(self.head_width, self.norm.weight.device)
         self._frozen = FrozenBackbone(self, frequency=frequency, epsilon=EPSILON)
-        self._engine = None if make_engine is None else make_engine(self)
+        self._engine = None if make_engine is None else make_engine(self, around)
+        return self._engine
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; weights that train again no longer fit frozen ones."""

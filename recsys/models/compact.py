@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from recsys.errors import ConfigError
-from recsys.models.backbone import Backbone
+from recsys.models.backbone import Around, Backbone
 from recsys.models.head import DraftHead
 from recsys.models.item_input import ItemFeatures, ItemInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from recsys.models.backbone import AnyBackbone, MakeEngine
+    from recsys.models.backbone import AnyBackbone, Engine, MakeEngine
     from recsys.models.config import RecommenderConfig
 
     MakeBackbone = Callable[[RecommenderConfig], AnyBackbone]
@@ -52,6 +52,7 @@ class Trunk(nn.Module):
         self.start = nn.Parameter(torch.randn(config.d_model) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.backbone = make_backbone(config)
+        self._reader: Engine | None = None
 
     def forward(self, items: Tensor) -> Tensor:
         """Hidden states of a batch of histories.
@@ -72,10 +73,22 @@ class Trunk(nn.Module):
         x = torch.cat([self.start.expand(len(items), 1, -1).to(embedded.dtype), embedded], dim=1)
         return self.dropout(x) if self.training else x
 
-    def freeze(self, make_engine: MakeEngine | None = None) -> None:
-        """See `CompactRecommender.freeze`."""
-        self.input.freeze(with_codes=True)
-        self.backbone.freeze(make_engine)
+    def freeze(self, make_engine: MakeEngine | None, maps: Tensor) -> None:
+        """See `CompactRecommender.freeze`; maps (H, K) are for `mapped`."""
+        table = self.input.freeze(with_codes=True, start=self.start)
+        around = None if table is None else Around(table, maps)
+        engine = self.backbone.freeze(make_engine, around)
+        self._reader = None if around is None else engine
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; weights that train again no longer fit frozen ones."""
+        if mode:
+            self._reader = None
+        return super().train(mode)
+
+    def mapped(self, items: Tensor, lengths: Tensor) -> Tensor | None:
+        """(B, K): `last` times the maps of `freeze`; None where no engine computes both at once."""
+        return None if self._reader is None else self._reader.read(items, lengths)
 
     def last(self, items: Tensor, lengths: Tensor) -> Tensor:
         """The hidden state behind the whole history: items (B, n), lengths (B,) -> (B, H)."""
@@ -117,10 +130,11 @@ class CompactRecommender(nn.Module):
         Raises:
             ConfigError: the engine cannot run this backbone.
         """
-        self.trunk.freeze(make_engine)
-        self._places = torch.cat(
-            [layer.get_parameter("weight").detach().T for layer in self.place], dim=1
-        )  # (H, L * H)
+        weights = [layer.get_parameter("weight").detach().T for layer in self.place]
+        self._places = torch.cat(weights, dim=1)  # (H, L * H)
+        same = torch.eye(self.config.d_model, dtype=self._places.dtype, device=self._places.device)
+        behind = weights if self.config.placeholders else [same] * self.config.levels
+        self.trunk.freeze(make_engine, torch.cat([same, *behind], dim=1))  # (H, (L + 1) * H)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; weights that train again no longer fit frozen ones."""
@@ -130,6 +144,9 @@ class CompactRecommender(nn.Module):
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Histories (B, n) padded with -1 and their lengths (B,) -> (B, L+1, H)."""
+        mapped = self.trunk.mapped(items, lengths)
+        if mapped is not None:
+            return mapped.view(len(items), self.config.levels + 1, -1)
         return self.expand(self.trunk.last(items, lengths))
 
 
@@ -156,7 +173,7 @@ class FlatRecommender(nn.Module):
         Raises:
             ConfigError: the engine cannot run this backbone.
         """
-        self.trunk.freeze(make_engine)
+        self.trunk.freeze(make_engine, self.output.weight.detach().T)
 
     def item_vectors(self) -> Tensor:
         """(I, H): a free vector plus what the input knows of the item's content."""
@@ -166,5 +183,8 @@ class FlatRecommender(nn.Module):
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Histories (B, n) padded with -1 and their lengths (B,) -> user vectors (B, H)."""
+        mapped = self.trunk.mapped(items, lengths)
+        if mapped is not None:
+            return mapped
         vectors: Tensor = self.output(self.trunk.last(items, lengths))
         return vectors

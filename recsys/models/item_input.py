@@ -71,22 +71,29 @@ class ItemInput(nn.Module):
         self._frozen_with_codes = False
 
     @torch.inference_mode()
-    def freeze(self, *, with_codes: bool, limit: int = FROZEN_BYTES) -> None:
+    def freeze(self, *, with_codes: bool, start: Tensor | None = None, limit: int = FROZEN_BYTES) -> Tensor | None:
         """Compute every item's input once, for weights that will not change: a look-up in place of some 25 small ops.
 
         `train()` forgets the table.
 
         Args:
             with_codes: the table of `forward`, else that of `embed_rest`.
+            start: (H,) to stand before the items in the table that is returned.
             limit: bytes; a catalog that would need more stays as it is.
+
+        Returns:
+            (I, H), or (I + 1, H) with a start; None where nothing was tabled.
         """
         count, width = len(self.codes), self.unknown.shape[0]
         if count * width * self.unknown.element_size() > limit:
-            return
+            return None
         compute = self.forward if with_codes else self.embed_rest
         every = torch.arange(count, device=self.codes.device)
-        self._frozen = torch.cat([compute(part) for part in torch.split(every, _FREEZE_AT_ONCE)])  # (I, H)
+        parts = [compute(part) for part in torch.split(every, _FREEZE_AT_ONCE)]
+        table = torch.cat(parts if start is None else [start[None], *parts])
+        self._frozen = table[-count:]  # (I, H), no copy
         self._frozen_with_codes = with_codes
+        return table
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; weights that train again no longer fit a frozen table."""

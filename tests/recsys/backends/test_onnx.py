@@ -18,6 +18,7 @@ from recsys.decoding.trie import SidTrie
 from recsys.errors import ConfigError
 from recsys.models import ItemFeatures, Recommender, RecommenderConfig, build_model
 from recsys.models.backbone import Backbone
+from recsys.models.item_input import ItemInput
 
 ITEMS, SIZES, LONGEST = 300, (8, 8, 8), 12
 RNG = np.random.default_rng(5)
@@ -49,7 +50,7 @@ def encoded(engine: str, shape: str, rows: list[int], **changes: Any) -> torch.T
 
 
 @SHAPES
-@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"layers": 3, "heads": 1}])
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"layers": 3, "heads": 1}, {"placeholders": False}])
 def test_states_equal_those_of_torch(shape: str, changes: dict[str, Any]) -> None:
     rows = list(range(len(HISTORIES)))
     expected = encoded("torch", shape, rows, **changes)
@@ -92,7 +93,7 @@ def test_training_again_ends_the_engine() -> None:
     backbone = Backbone(d_model=32, layers=1, heads=2, ffn_multiple=2.0, dropout=0.0).eval()
     x, ends = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([4])
     with torch.inference_mode():
-        backbone.freeze(lambda own: OnnxEngine(own, positions=5))
+        backbone.freeze(lambda own, around: OnnxEngine(own, positions=5, around=around))
         frozen = backbone.tail(x, ends=ends, count=1)
         backbone.norm.weight.mul_(2)
         torch.testing.assert_close(backbone.tail(x, ends=ends, count=1), frozen, rtol=0, atol=0)
@@ -110,6 +111,18 @@ def test_auto_takes_onnx_for_our_own_backbone_only(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="onnxruntime cannot be imported") as caught:
         choose_engine("onnx", own)
     assert (caught.value.field, caught.value.value) == ("engine", "onnx")
+
+
+def test_an_engine_without_a_table_reads_no_items() -> None:
+    engine = OnnxEngine(Backbone(d_model=32, layers=1, heads=2, ffn_multiple=2.0, dropout=0.0).eval(), positions=5)
+    with pytest.raises(ValueError, match="without around"):
+        engine.read(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+
+
+def test_a_catalog_too_large_for_a_table_is_read_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = encoded("onnx", "compact", [3])
+    monkeypatch.setattr(ItemInput.freeze, "__kwdefaults__", {"start": None, "limit": 0})
+    torch.testing.assert_close(encoded("onnx", "compact", [3]), expected)
 
 
 def test_an_unknown_engine_and_other_weights_are_refused() -> None:
