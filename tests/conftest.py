@@ -127,6 +127,7 @@ def tiny_run(tiny_work: Path) -> Path:
         "settings": {"steps": 1},
         "seed": 7,
         "tokenizer_version": "tok-1",
+        "items": "none",
         "fingerprint": "none",
         "metrics": {"valid.ndcg@10": 0.1},
         "steps": 1,

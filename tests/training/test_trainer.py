@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recsys.bundle import Registry
 from recsys.bundle.loading import load_model
 from recsys.datasets.prepared import PreparedData
-from recsys.errors import ConfigError, DataError, VersionMismatchError
+from recsys.errors import ConfigError, DataError
 from training.recommender.settings import TeacherSettings, TrainSettings
 from training.recommender.teacher import build_teacher
-from training.recommender.trainer import Trainer, item_features, learning_rate, load_parent, train
+from training.recommender.trainer import Trainer, item_features, learning_rate, train
 
 SMALL = {
     "model": {"d_model": 32, "layers": 1, "heads": 2, "max_history": 8, "dropout": 0.1},
@@ -158,35 +157,6 @@ def test_a_log_without_training_events_is_an_error(tiny_data: PreparedData, tmp_
         train(data, settings(), tmp_path / "run", seed=1)
 
 
-def test_another_parent_is_another_run(tiny_data: PreparedData, tmp_path: Path) -> None:
-    train(tiny_data, settings(), tmp_path / "run", seed=1)
-    parent = weights(tmp_path / "run")
-    with pytest.raises(DataError, match="checkpoint"):
-        train(tiny_data, settings(), tmp_path / "run", seed=1, parent_weights=parent)
-    first = train(tiny_data, settings(), tmp_path / "child", seed=1, parent_weights=parent)
-    assert train(tiny_data, settings(), tmp_path / "child", seed=1, parent_weights=parent) == first
-
-
-def test_warm_start_takes_over_the_parents_weights(tiny_data: PreparedData, tmp_path: Path) -> None:
-    train(tiny_data, settings(), tmp_path / "parent", seed=1)
-    parent = weights(tmp_path / "parent")
-    child = Trainer(tiny_data, settings(), tmp_path / "child", seed=2, parent_weights=parent)
-    state = child.model.state_dict()
-    assert all(torch.equal(state[name], parent[name]) for name in parent)
-
-
-def test_a_run_or_a_bundle_of_the_same_tokenizer_is_a_parent(
-    tiny_work: Path, tiny_run: Path, tiny_registry: Registry, tiny_data: PreparedData, tmp_path: Path
-) -> None:
-    data = PreparedData.load(tiny_work)
-    run, bundle = load_parent(tiny_run, data), load_parent(tiny_registry.path(str(tiny_registry.current())), data)
-    assert run.keys() == bundle.keys()
-    with pytest.raises(VersionMismatchError, match="another tokenizer"):
-        load_parent(tiny_run, tiny_data)
-    with pytest.raises(DataError, match="no finished run"):
-        load_parent(tmp_path, data)
-
-
 @pytest.mark.parametrize(("kind", "folds"), [("ease", 1), ("ease", 3), ("item_to_item", 1), ("item_to_item", 3)])
 def test_the_teacher_speaks_at_all_but_first_events(kind: str, folds: int, tiny_data: PreparedData) -> None:
     teacher = build_teacher(tiny_data, TeacherSettings.model_validate({"kind": kind, "folds": folds, "top": 5}), 8)
@@ -310,11 +280,13 @@ def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> Non
 
 RELOAD = """
 import numpy as np
+import pyarrow as pa
 from recsys.datasets.prepared import PreparedData, Sequences
 def tiny():
     z = np.load({path!r}, allow_pickle=True)
     names = ("user_ids", "offsets", "items", "times", "train_end", "valid_index", "test_index")
-    return PreparedData(None, Sequences(*(z[n] for n in names)), z["text"], z["collaborative"], z["codes"],
+    items = pa.table({{"item_id": z["item_ids"]}})
+    return PreparedData(items, Sequences(*(z[n] for n in names)), z["text"], z["collaborative"], z["codes"],
                         (4, 4, 4), "test", z["train_counts"])
 """
 
@@ -323,4 +295,4 @@ def arrays(data: PreparedData) -> dict[str, np.ndarray]:
     names = ("user_ids", "offsets", "items", "times", "train_end", "valid_index", "test_index")
     own = {name: getattr(data.sequences, name) for name in names}
     rest = ("text", "collaborative", "codes", "train_counts")
-    return own | {name: getattr(data, name) for name in rest}
+    return own | {name: getattr(data, name) for name in rest} | {"item_ids": data.items["item_id"].to_numpy()}

@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from recsys.backends import choose_backbone
 from recsys.decoding.trie import SidTrie
-from recsys.errors import DataError, VersionMismatchError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
@@ -28,6 +27,7 @@ from training.recommender.metrics import MetricsLog
 from training.recommender.objectives import Distilled, batch_loss
 from training.recommender.teacher import TeacherTargets, build_teacher
 from training.recommender.validation import validation_ndcg
+from training.recommender.warm_start import items_fingerprint, warm_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from recsys.datasets.prepared import PreparedData
     from training.recommender.settings import TrainSettings
+    from training.recommender.warm_start import Parent
 
 RUN_FORMAT = "windfire.run/1"
 _BETWEEN_RANKS: Final = 1_000_003  # seeds of neighbours stay apart from seeds that people choose
@@ -110,14 +111,6 @@ def data_fingerprint(data: PreparedData) -> str:
     return sha256_parts([data.tokenizer_version, *(np.ascontiguousarray(array).tobytes() for array in arrays)])
 
 
-def weights_fingerprint(weights: dict[str, Tensor]) -> str:
-    """Of names and values."""
-    parts: list[str | bytes] = []
-    for name, tensor in sorted(weights.items()):
-        parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()]
-    return sha256_parts(parts)
-
-
 class Trainer:
     """One run: build with `Trainer(...)`, then `run()`.
 
@@ -126,7 +119,7 @@ class Trainer:
         settings: the experiment.
         out: run directory; a checkpoint found there is continued.
         seed: of initial weights, dropout, sampler and teacher samples.
-        parent_weights: weights to start from (warm start); names and shapes that fit are taken over.
+        parent: a model to start from.
         show_progress: whether to draw a progress bar.
 
     Raises:
@@ -141,7 +134,7 @@ class Trainer:
         out: Path,
         *,
         seed: int,
-        parent_weights: dict[str, Tensor] | None = None,
+        parent: Parent | None = None,
         show_progress: bool = False,
     ) -> None:
         self.data, self.settings, self.out, self.seed = data, settings, out, seed
@@ -150,15 +143,15 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        parent = [] if parent_weights is None else [weights_fingerprint(parent_weights)]
-        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed), *parent])
+        origin = [] if parent is None else [parent.fingerprint]
+        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed), *origin])
         features = item_features(data, settings)
         self.config = recommender_config(features, data, settings)
         self.trie = SidTrie.build(data.codes, data.codebook_sizes)
         torch.manual_seed(seed)
         self.model = build_model(self.config, features, choose_backbone).to(self.device)
-        if parent_weights is not None:
-            warm_start(self.model, parent_weights)
+        if parent is not None:
+            warm_start(self.model, parent)
         self.normaliser = Normaliser(self.trie, whole_codebook=self.config.whole_codebook).to(self.device)
         own_seed = seed + _BETWEEN_RANKS * self.workers.rank
         if self.workers.rank:  # the same weights, but dropout and the teacher's draws of its own
@@ -319,6 +312,7 @@ class Trainer:
             "settings": self.settings.model_dump(),
             "seed": self.seed,
             "tokenizer_version": self.data.tokenizer_version,
+            "items": items_fingerprint(self.data),
             "fingerprint": self.fingerprint,
             "steps": progress.step,
             "best_step": progress.best_step,
@@ -368,11 +362,11 @@ def train(
     out: Path,
     *,
     seed: int,
-    parent_weights: dict[str, Tensor] | None = None,
+    parent: Parent | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Train a recommender; a finished run with the same inputs is not repeated. Returns the run's manifest."""
-    trainer = Trainer(data, settings, out, seed=seed, parent_weights=parent_weights, show_progress=show_progress)
+    trainer = Trainer(data, settings, out, seed=seed, parent=parent, show_progress=show_progress)
     manifest = out / "manifest.json"
     if manifest.exists() and (found := read_json(manifest))["fingerprint"] == trainer.fingerprint:
         return dict(found)
@@ -386,34 +380,6 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
     floor = settings.final_rate
     return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))
-
-
-def load_parent(parent: Path, data: PreparedData) -> dict[str, Tensor]:
-    """The weights of a finished run or of a bundle, to start from.
-
-    Raises:
-        DataError: neither of them is there.
-        VersionMismatchError: its codes mean something else: it was trained with another tokenizer.
-    """
-    manifest, weights = parent / "manifest.json", parent / "model" / "weights.safetensors"
-    if not manifest.is_file() or not weights.is_file():
-        raise DataError("no finished run and no bundle to start from", field="parent", value=str(parent))
-    if (found := read_json(manifest)["tokenizer_version"]) != data.tokenizer_version:
-        raise VersionMismatchError(
-            f"the parent was trained with another tokenizer than {data.tokenizer_version} of the work directory",
-            field="tokenizer_version",
-            value=found,
-            remedy="start from a model of the same tokenizer, or without --parent",
-        )
-    return load_file(weights)
-
-
-def warm_start(model: nn.Module, weights: dict[str, Tensor]) -> int:
-    """Take over the parent's tensors whose names and shapes fit; returns how many."""
-    own = model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict({**own, **fitting})
-    return len(fitting)
 
 
 def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

@@ -27,7 +27,8 @@ def recommender(
     """Fit backbone and draft head. Under torchrun every process takes its share of each batch."""
     from recsys.datasets.prepared import PreparedData
     from training.recommender.settings import TrainSettings
-    from training.recommender.trainer import load_parent, train
+    from training.recommender.trainer import train
+    from training.recommender.warm_start import load_parent
 
     prepared = PreparedData.load(data)
     manifest = train(
@@ -35,7 +36,7 @@ def recommender(
         TrainSettings() if config is None else TrainSettings.load(config),
         out,
         seed=seed,
-        parent_weights=None if parent is None else load_parent(parent, prepared),
+        parent=None if parent is None else load_parent(parent, prepared),
         show_progress=True,
     )
     Console().print(
