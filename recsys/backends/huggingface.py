@@ -84,16 +84,12 @@ class HuggingFaceBackbone(nn.Module):
 
     def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
         """See `recsys.models.backbone.Backbone.tail`."""
-        hidden, _ = self._causal(x)
-        return take_tail(hidden, ends, count)
+        return self.prefill(x, ends=ends, count=count)[0]
 
-    def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
+    def prefill(self, x: Tensor, *, ends: Tensor, count: int) -> tuple[Tensor, KVCache]:
         """See `recsys.models.backbone.Backbone.prefill`."""
-        hidden, cache = self._causal(x)
-        return take_tail(hidden, ends, 1)[:, 0], cache
-
-    def _causal(self, x: Tensor) -> tuple[Tensor, KVCache]:
-        return self.forward(x, positions=torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
+        hidden, cache = self.forward(x, positions=torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
+        return take_tail(hidden, ends, count), cache
 
     def forward(
         self, x: Tensor, *, positions: Tensor, mask: Tensor | None = None, cache: KVCache | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.flat import FlatDecoder
 from recsys.decoding.nezha import NezhaDecoder
+from recsys.decoding.speculative import SpeculativeDecoder
 from recsys.errors import ConfigError
 from recsys.models.compact import FlatRecommender
 from recsys.models.token import TokenRecommender
@@ -25,7 +26,7 @@ def decoder_names(model: Recommender) -> tuple[str, ...]:
     if isinstance(model, FlatRecommender):
         return ("flat",)
     if isinstance(model, TokenRecommender):
-        return ("nezha", "beam")
+        return ("nezha", "beam", "speculative")
     return ("nezha",)
 
 
@@ -60,4 +61,6 @@ def build_decoder(
         return FlatDecoder(model)
     if isinstance(model, TokenRecommender) and chosen == "beam":
         return BeamDecoder(model, trie, prior=prior)
+    if isinstance(model, TokenRecommender) and chosen == "speculative":
+        return SpeculativeDecoder(model, trie, prior=prior)
     return NezhaDecoder(model, trie, prior=prior)

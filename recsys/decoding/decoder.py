@@ -41,11 +41,15 @@ class Spent:
         forwards: forwards of the backbone.
         tokens: sequence positions that went through the backbone, padding not counted.
         widened: how often a beam was doubled because it held fewer items than were asked for and eligible.
+        wanted: `speculative` only: prefixes of levels 2..L-1 that the backbone chose.
+        drafted: `speculative` only: of those, how many the draft held.
     """
 
     forwards: int
     tokens: int
     widened: int = 0
+    wanted: tuple[int, ...] = ()
+    drafted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,22 @@ class _Level(NamedTuple):
     bias: Floats
 
 
+class _Beams(NamedTuple):
+    """The prefixes kept at a depth.
+
+    Attributes:
+        nodes: (M,) ascending.
+        scores: (M,).
+        opened: (M,) which of them have a state.
+        state: (M', H), M' = opened.sum().
+    """
+
+    nodes: Ints
+    scores: Floats
+    opened: Bools
+    state: Floats
+
+
 class HeadBeam:
     """A draft head and its trie, laid out for search; safe to share between threads.
 
@@ -98,31 +114,64 @@ class HeadBeam:
         Returns:
             (m,) leaves of the trie and (m,) scores, best first, ties to the smaller leaf.
         """
-        nodes = np.zeros(1, dtype=np.int64)  # (M,) ascending
-        scores = np.zeros(1, dtype=hidden.dtype)  # (M,)
-        opened = self._levels[0].opened  # (M,)
-        state = hidden[:1] if opened[0] else hidden[:0]  # (M', H), M' = opened.sum()
+        beams = self._start(hidden)
         last = len(self._levels) - 1
-        for level, layer in enumerate(self._levels):
-            degree, child, codes = layer.children.rows(nodes) if level else self._root  # (M,), (C,) ascending, (C,)
-            totals = self._totals(layer, hidden[level + 1], state, scores, codes, degree, opened)  # (C,)
-            alive = mask.live.alive
-            kernels.hide(totals, child, _NONE if alive is None else alive[level], mask.dead[level])
-            kept = min(width, leaves) if level == last else width
-            opens = _NONE if level == last else self._levels[level + 1].opened
-            nodes, scores, following, row, letters = kernels.pick(
-                totals, _threshold(totals, kept), kept, degree, child, codes, opened, opens
-            )
-            if level < last:
-                state = self._cells[level].advance(state, row, letters)
-                opened = following
+        for level in range(last):
+            beams = self._step(level, beams, hidden, width, mask)
+        nodes, scores, _, _ = self._step(last, beams, hidden, min(width, leaves), mask)
         order = np.argsort(-scores, kind="stable")
         return nodes[order], scores[order]
 
-    def _totals(
-        self, layer: _Level, hidden: Floats, state: Floats, scores: Floats, codes: Ints, degree: Ints, opened: Bools
-    ) -> Floats:
+    def draft(
+        self, hidden: Floats, nodes: Ints, codes: Ints, scores: Floats, *, width: int, mask: RequestMask
+    ) -> list[Ints]:
+        """What the head would write behind given first codes.
+
+        Args:
+            hidden: (L + 1, H) hidden states h_0..h_L.
+            nodes: (M,) of depth 1, ascending.
+            codes: (M,) their codes.
+            scores: (M,) by whatever model.
+            width: prefixes kept per level.
+            mask: what the request may show.
+
+        Returns:
+            For depths 2..L-1 (m,) nodes, ascending.
+        """
+        start = self._start(hidden)
+        opened = self._levels[1].opened.take(nodes)
+        row = np.zeros(int(opened.sum()), dtype=np.int64)
+        state = self._cells[0].advance(start.state, row, codes[opened]) if len(row) else hidden[:0]
+        beams = _Beams(nodes, scores, opened, state)
+        drafted = []
+        for level in range(1, len(self._levels) - 1):
+            beams = self._step(level, beams, hidden, width, mask)
+            drafted.append(beams.nodes)
+        return drafted
+
+    def _start(self, hidden: Floats) -> _Beams:
+        opened = self._levels[0].opened
+        state = hidden[:1] if opened[0] else hidden[:0]
+        return _Beams(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=hidden.dtype), opened, state)
+
+    def _step(self, level: int, beams: _Beams, hidden: Floats, width: int, mask: RequestMask) -> _Beams:
+        """Extend every prefix by one code and keep the best."""
+        layer = self._levels[level]
+        degree, child, codes = layer.children.rows(beams.nodes) if level else self._root  # (M,), (C,) ascending, (C,)
+        totals = self._totals(layer, hidden[level + 1], beams, codes, degree)  # (C,)
+        alive = mask.live.alive
+        kernels.hide(totals, child, _NONE if alive is None else alive[level], mask.dead[level])
+        last = level == len(self._levels) - 1
+        opens = _NONE if last else self._levels[level + 1].opened
+        nodes, scores, opened, row, letters = kernels.pick(
+            totals, _threshold(totals, width), width, degree, child, codes, beams.opened, opens
+        )
+        state = beams.state if last else self._cells[level].advance(beams.state, row, letters)
+        return _Beams(nodes, scores, opened, state)
+
+    def _totals(self, layer: _Level, hidden: Floats, beams: _Beams, codes: Ints, degree: Ints) -> Floats:
         """(C,) score of every child: the beam's score plus log p(code | prefix)."""
+        _, scores, opened, state = beams
         count, size = len(state), layer.state.shape[1]
         shared = layer.bias  # (T,) what all beams have in common, or (0,)
         if layer.hidden is None:

@@ -72,7 +72,7 @@ class AnyBackbone(Protocol):
     def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
         """See `Backbone.tail`."""
 
-    def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
+    def prefill(self, x: Tensor, *, ends: Tensor, count: int) -> tuple[Tensor, KVCache]:
         """See `Backbone.prefill`."""
 
     def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> Engine | None:
@@ -244,14 +244,10 @@ class Backbone(nn.Module):
         """
         if self._engine is not None:
             return self._engine.tail(x, ends=ends, count=count)
-        return self._tail(x, ends, count)[0]
+        return self.prefill(x, ends=ends, count=count)[0]
 
-    def prefill(self, x: Tensor, *, ends: Tensor) -> tuple[Tensor, KVCache]:
-        """What a beam continues from: (B, n, H), (B,) -> the states of positions `ends` (B, H), keys and values."""
-        states, cache = self._tail(x, ends, 1)
-        return states[:, 0], cache
-
-    def _tail(self, x: Tensor, ends: Tensor, count: int) -> tuple[Tensor, KVCache]:
+    def prefill(self, x: Tensor, *, ends: Tensor, count: int) -> tuple[Tensor, KVCache]:
+        """What a beam continues from: as `tail`, and the keys and values of all n positions; never by an engine."""
         if self._frozen is not None:
             states, keys, values = self._frozen.tail(x, ends=ends, count=count)
             return states, KVCache(keys, values)

@@ -167,14 +167,31 @@ class TokenRecommender(nn.Module):
         levels = self.config.levels
         if not self.config.placeholders:
             return self.read(items, lengths)[:, None].expand(-1, levels + 1, -1)
+        x, last = self._prompt_and_placeholders(items, lengths)
+        return self.backbone.tail(x, ends=last + levels, count=levels + 1)
+
+    def encode_with_prompt(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Prompt]:
+        """`encode` and `encode_prompt` in one forward, for `speculative`; the cache holds the placeholders, hidden."""
+        levels = self.config.levels
+        if not self.config.placeholders:
+            prompt = self.encode_prompt(items, lengths)
+            return prompt.last[:, None].expand(-1, levels + 1, -1), prompt
+        x, last = self._prompt_and_placeholders(items, lengths)
+        states, cache = self.backbone.prefill(x, ends=last + levels, count=levels + 1)
+        real = torch.arange(x.shape[1], device=items.device) <= last[:, None]
+        return states, Prompt(states[:, 0], cache, real, last + 1)
+
+    def _prompt_and_placeholders(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1 + n * L + L, H), each row's placeholders behind its own end, and (B,) that end."""
+        levels = self.config.levels
         last = lengths * levels
         prompt = self._prompt(items)
         placeholder = self.placeholder.expand(len(items), -1, -1).to(prompt.dtype)
         x = torch.cat([prompt, placeholder], dim=1)  # (B, 1 + n * L + L, H)
-        if len(items) > 1 or int(lengths) < items.shape[1]:  # behind each row's own end, before its padding
+        if len(items) > 1 or int(lengths) < items.shape[1]:  # before each row's padding
             places = last[:, None] + torch.arange(1, levels + 1, device=items.device)
             x[torch.arange(len(items), device=items.device)[:, None], places] = placeholder
-        return self.backbone.tail(x, ends=last + levels, count=levels + 1)
+        return x, last
 
     def read(self, items: Tensor, lengths: Tensor) -> Tensor:
         """The history alone: items (B, n) padded with -1, lengths (B,) -> (B, H), the state of the newest token."""
@@ -184,9 +201,9 @@ class TokenRecommender(nn.Module):
         """The prompt alone, for `beam`: items (B, n) padded with -1, lengths (B,)."""
         prompt = self._prompt(items)
         last = lengths * self.config.levels
-        state, cache = self.backbone.prefill(prompt, ends=last)
+        state, cache = self.backbone.prefill(prompt, ends=last, count=1)
         real = torch.arange(prompt.shape[1], device=items.device) <= last[:, None]
-        return Prompt(state, cache, real, last + 1)
+        return Prompt(state[:, 0], cache, real, last + 1)
 
     def extend(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
         """Run further tokens behind a cache.

@@ -23,7 +23,7 @@ from recsys.models import CompactRecommender, ItemFeatures, RecommenderConfig, T
 from recsys.models.normaliser import Normaliser
 
 ITEMS, SIZES = 30, (4, 3, 5)
-WAYS = [("compact", "nezha"), ("token", "nezha"), ("token", "beam")]
+WAYS = [("compact", "nezha"), ("token", "nezha"), ("token", "beam"), ("token", "speculative")]
 BACKBONES: dict[str, dict[str, object]] = {
     "own": {},
     "huggingface": {"backbone": "huggingface", "backbone_config": {"num_key_value_heads": 1}},
@@ -69,7 +69,9 @@ def item_scores(
     with torch.inference_mode():
         for item in range(ITEMS):
             one = torch.tensor([item])
-            levels = {"nezha": head_logits, "beam": backbone_logits}[name](model, siblings, items, length, one)
+            levels = {"nezha": head_logits, "beam": backbone_logits, "speculative": backbone_logits}[name](
+                model, siblings, items, length, one
+            )
             scores[item] = sum(float(precise(siblings, level, logits, item)) for level, logits in enumerate(levels))
     return scores
 
@@ -151,7 +153,7 @@ def test_a_narrow_beam_equals_a_naive_one(shape: str, name: str, seed: int, widt
     normaliser = Normaliser(trie)
     with torch.inference_mode():
         for item in range(ITEMS):
-            levels = {"nezha": head_logits, "beam": backbone_logits}[name](
+            levels = {"nezha": head_logits, "beam": backbone_logits, "speculative": backbone_logits}[name](
                 model, normaliser, items, torch.tensor([len(history)]), torch.tensor([item])
             )
             total = 0.0
