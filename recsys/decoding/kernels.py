@@ -50,22 +50,32 @@ def csr_rows(start: Ints, code: Ints, nodes: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 @_compiled
+def _lowered(values: Floats, degree: Ints, opened: Bools) -> Floats:
+    """The same (C,) minus the highest of each row that is open, in place."""
+    at = 0
+    for beam, count in enumerate(degree):
+        if opened[beam] and count:
+            highest = values[at]
+            for place in range(at + 1, at + count):
+                highest = max(highest, values[place])
+            for place in range(at, at + count):
+                values[place] -= highest
+        at += count
+    return values
+
+
+@_compiled
 def gathered(dense: Floats, degree: Ints, codes: Ints, opened: Bools) -> Floats:
     """(C,) logits of the children minus the highest of their row, from all logits (M', T); 0 in rows not open."""
     values = np.zeros(len(codes), dense.dtype)
     at = row = 0
     for beam, count in enumerate(degree):
         if opened[beam]:
-            highest = dense[row, codes[at]]
             for place in range(at, at + count):
-                value = dense[row, codes[place]]
-                values[place] = value
-                highest = max(highest, value)
-            for place in range(at, at + count):
-                values[place] -= highest
+                values[place] = dense[row, codes[place]]
             row += 1
         at += count
-    return values
+    return _lowered(values, degree, opened)
 
 
 @_compiled
@@ -75,20 +85,14 @@ def dotted(state: Floats, weight: Floats, shared: Floats, degree: Ints, codes: I
     at = row = 0
     for beam, count in enumerate(degree):
         if opened[beam]:
-            highest = state.dtype.type(-np.inf)
             for place in range(at, at + count):
                 value = state.dtype.type(0)
                 for column in range(state.shape[1]):
                     value += state[row, column] * weight[codes[place], column]
-                if len(shared):
-                    value += shared[codes[place]]
-                values[place] = value
-                highest = max(highest, value)
-            for place in range(at, at + count):
-                values[place] -= highest
+                values[place] = value + (shared[codes[place]] if len(shared) else state.dtype.type(0))
             row += 1
         at += count
-    return values
+    return _lowered(values, degree, opened)
 
 
 @_compiled
