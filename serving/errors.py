@@ -8,6 +8,7 @@ import orjson
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from recsys.errors import UnavailableError
@@ -50,6 +51,7 @@ INTERNAL: Final = Problem(500, "internal", False, "A fault of the server; its lo
 UNAVAILABLE: Final = Problem(
     503, "unavailable", True, "Not ready, overloaded, stopping, or the disk refuses; try again after Retry-After."
 )
+NO_ANSWER: Final = 499  # in the metrics only, as in nginx: the client left, or the server stopped, before an answer
 _BY_STATUS: Final = {problem.status: problem for problem in (MALFORMED, TOO_LARGE, NOT_FOUND, METHOD, UNAVAILABLE)}
 
 
@@ -90,6 +92,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(UnavailableError)
     async def unavailable(_: Request, error: UnavailableError) -> Response:
         return envelope(UNAVAILABLE, error.message)  # field and remedy are the operator's: they name directories
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=NO_ANSWER)  # nobody reads it; the metrics do
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

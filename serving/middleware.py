@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 
-from serving.errors import INTERNAL, TOO_LARGE, envelope
+from serving.errors import INTERNAL, NO_ANSWER, TOO_LARGE, envelope
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 1 << 20
 REQUEST_ID: Final = "windfire.request_id"
-NO_ANSWER: Final = 499  # in the metrics only, as in nginx: the client left, or the server stopped, before an answer
 TIER: Final = "windfire.tier"
 
 _log = structlog.stdlib.get_logger(__name__)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Depends, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from recsys.catalog import CatalogFilter
@@ -27,6 +28,8 @@ from serving.schemas import (
 from serving.services import Services, services_of
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from serving.engine import EngineAnswer
 
 router = APIRouter()
@@ -39,7 +42,7 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 async def recommend(body: RecommendRequest, request: Request, services: ServicesOf) -> Response:
     """Recommend items to a known user, behind an inline history, or to anybody."""
     now = time.time_ns() // 1_000
-    answer = await services.engine.recommend(_engine_request(body, services, now))
+    answer = await _unless_gone(request, services.engine.recommend(_engine_request(body, services, now)))
     request_id = request.scope[REQUEST_ID]
     request.scope[TIER] = answer.served_by.value
     _count(services, answer, request_id)
@@ -87,6 +90,24 @@ async def readyz(services: ServicesOf) -> Response:
 async def metrics(services: ServicesOf) -> Response:
     """Show counters in the Prometheus text format."""
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAnswer]) -> EngineAnswer:
+    """Wait for an answer; a client that goes away takes its request out of the engine's queue.
+
+    Raises:
+        ClientDisconnect: it has gone.
+    """
+    work = asyncio.create_task(answering)
+    gone = asyncio.ensure_future(request.receive())  # the body is read: the only message left is the disconnect
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
 
 
 def _engine_request(body: RecommendRequest, services: Services, now: int) -> EngineRequest:
