@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import psutil
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -42,8 +44,8 @@ def run_measured(command: Sequence[str], *, log: Path) -> Measured:
     """Run a command to its end.
 
     On Linux this process adopts what the command leaves behind (Spark's JVM outlives the Python that started it),
-    so that its time is counted too; elsewhere such orphans are not counted. Call it from one thread at a time, in a
-    process without other children.
+    so that its time is counted too; elsewhere such orphans are not counted. Call it from one thread at a time; the time
+    of other children that end meanwhile is counted too.
 
     Args:
         command: program and arguments.
@@ -54,11 +56,12 @@ def run_measured(command: Sequence[str], *, log: Path) -> Measured:
     """
     _adopt_orphans()
     log.parent.mkdir(parents=True, exist_ok=True)
+    others = _children()
     before, started = _children_seconds(), time.monotonic()
     with log.open("wb") as file:
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # noqa: S603
     seconds = time.monotonic() - started
-    _wait_for_orphans(time.monotonic() + _ORPHANS_MAY_TAKE)
+    _wait_for_orphans(others, time.monotonic() + _ORPHANS_MAY_TAKE)
     if status:
         tail = log.read_text(errors="replace")[-_TAIL:]
         raise CommandError(f"{' '.join(command)} ended with status {status}; {log} ends with:\n{tail}")
@@ -75,8 +78,14 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _wait_for_orphans(deadline: float) -> None:
-    with suppress(ChildProcessError):  # raised when no child is left
-        while time.monotonic() < deadline:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.05)
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def _wait_for_orphans(others: set[int], deadline: float) -> None:
+    """Until none is left but those that were there before."""
+    while time.monotonic() < deadline and (left := _children() - others):
+        for pid in left:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.05)

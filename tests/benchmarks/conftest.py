@@ -34,7 +34,9 @@ def write_prepared(folder: Path) -> None:
     items, times = pa.array(walks, pa.list_(pa.int32())), [list(range(length)) for length in lengths]
     codes = [[item // 6, item % 6] for item in range(ITEMS)]
     tables = {
-        "items": pa.table({"item_index": index, "train_count": counts}),
+        "items": pa.table(
+            {"item_index": index, "item_id": [f"item-{n:02d}" for n in range(len(index))], "train_count": counts}
+        ),
         "sequences": pa.table({"user_id": users, "items": items, "times": times}),
         "splits": pa.table(
             {

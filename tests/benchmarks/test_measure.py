@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,3 +34,15 @@ def test_the_time_of_orphans_is_counted(tmp_path: Path) -> None:
 def test_a_failed_command_shows_the_end_of_its_output(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"status 3(.|\n)*no such luck"):
         run_measured([sys.executable, "-c", "print('no such luck'); raise SystemExit(3)"], log=tmp_path / "a" / "log")
+
+
+def test_children_from_before_are_not_waited_for(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        began = time.monotonic()
+        run_measured([sys.executable, "-c", "pass"], log=tmp_path / "log.txt")
+        assert time.monotonic() - began < 30
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
