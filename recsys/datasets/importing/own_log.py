@@ -114,11 +114,10 @@ def _impressions() -> TablePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class EventLogRows:
-    """The records of an event log; a record's number plus one stands for the line."""
+class _Segments:
+    """A log's folder as a source."""
 
     folder: Path
-    open_schema: bool = True
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -129,6 +128,17 @@ class EventLogRows:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """The records that are whole, with their numbers."""
+        return read_records(self.folder, segment_files(self.folder)[0][0])
+
+
+@dataclass(frozen=True, slots=True)
+class EventLogRows(_Segments):
+    """The records of an event log; a record's number plus one stands for the line."""
+
+    open_schema: bool = True
 
     def columns(self) -> list[str]:
         """The fields of an event."""
@@ -140,8 +150,7 @@ class EventLogRows:
         Raises:
             CorruptionError: a record before the end differs from its checksum.
         """
-        first = segment_files(self.folder)[0][0]
-        records = read_records(self.folder, first)
+        records = self.records()
         while numbered := list(islice(records, _RECORDS_PER_CHUNK)):
             payloads = [payload for _, payload in numbered]
             reading.advance(sum(map(len, payloads)))
@@ -149,24 +158,13 @@ class EventLogRows:
 
 
 @dataclass(frozen=True, slots=True)
-class ExposureRows:
+class ExposureRows(_Segments):
     """The items of an exposure log's answers; an answer's record number plus one stands for the line.
 
     An item's event id is `REQUEST_ID:POSITION`. An anonymous answer has no user, so its items are rejected.
     """
 
-    folder: Path
     open_schema: bool = False
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The segments."""
-        return tuple(path for _, path in segment_files(self.folder))
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
 
     def columns(self) -> list[str]:
         """What is known of an item that was shown."""
@@ -178,7 +176,7 @@ class ExposureRows:
         Raises:
             CorruptionError: a record before the end differs from its checksum.
         """
-        records = read_records(self.folder, segment_files(self.folder)[0][0])
+        records = self.records()
         while numbered := list(islice(records, _ANSWERS_PER_CHUNK)):
             reading.advance(sum(len(payload) for _, payload in numbered))
             rows: list[dict[str, Any]] = []
