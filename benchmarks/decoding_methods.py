@@ -98,7 +98,7 @@ def _prefill(model: CompactRecommender | TokenRecommender) -> Call:
         with torch.inference_mode():
             if isinstance(model, TokenRecommender):
                 return model.read(items, lengths)
-            return model.trunk.last(items, lengths)
+            return model.encode(items, lengths)
 
     return call
 

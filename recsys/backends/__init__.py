@@ -48,7 +48,7 @@ def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
         For `freeze` of the model; None stands for torch.
 
     Raises:
-        ConfigError: an unknown name, or the library cannot be imported.
+        ConfigError: an unknown name, one that cannot run this backbone, or the library cannot be imported.
     """
     if name not in get_args(EngineName):
         raise ConfigError(
@@ -56,6 +56,10 @@ def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
         )
     if name == "torch" or (name == "auto" and config.backbone != "own"):
         return None
+    if config.backbone != "own":
+        raise ConfigError(
+            "this engine runs the backbone `own` only", field="engine", value=name, remedy="choose the engine `torch`"
+        )
     try:
         from recsys.backends.onnx import OnnxEngine
     except ImportError as error:

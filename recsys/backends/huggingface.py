@@ -68,19 +68,8 @@ class HuggingFaceBackbone(nn.Module):
                 remedy="`sliding_window: null` where the type has one, or another model_type, such as qwen3 or llama",
             )
 
-    def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> None:  # noqa: ARG002
-        """Nothing to do: a decoder of the library has one way to run.
-
-        Raises:
-            ConfigError: an engine was asked for.
-        """
-        if make_engine is not None:
-            raise ConfigError(
-                "this engine runs the backbone `own` only",
-                field="engine",
-                value="onnx",
-                remedy="choose the engine `torch`",
-            )
+    def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> None:
+        """Nothing to do: a decoder of the library has one way to run; `choose_engine` offers it no other."""
 
     def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
         """See `recsys.models.backbone.Backbone.tail`."""

@@ -1,11 +1,12 @@
 """A frozen backbone run by ONNX Runtime: fused kernels, one request after the other.
 
-At batch 1 on a CPU about half of torch's forward is the overhead of small operations. The graph uses ONNX Runtime's own
+At batch 1 on a CPU much of torch's forward is the overhead of small operations. The graph uses ONNX Runtime's own
 fused operators (domain com.microsoft), so it is made when a bundle is loaded and never stored.
 """
 
 from __future__ import annotations
 
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -59,11 +60,18 @@ class OnnxEngine:
                 value=f"{weight.dtype} on {weight.device}",
                 remedy="choose the engine `torch`",
             )
-        self._tail = _session(_Graph(backbone, positions, maps=None, int8=int8))
+        self._tail_graph = partial(_Graph, backbone, positions, maps=None, int8=int8)
         self._read: onnxruntime.InferenceSession | None = None
         if around is not None:
             self._table: Floats = around.table.numpy()
             self._read = _session(_Graph(backbone, positions, maps=around.maps, int8=int8))
+        else:
+            self._tail  # noqa: B018 - made now, not by the first request
+
+    @cached_property
+    def _tail(self) -> onnxruntime.InferenceSession:
+        """Beside `read` hardly ever asked for, and as large."""
+        return _session(self._tail_graph())
 
     def tail(self, x: Tensor, *, ends: Tensor, count: int) -> Tensor:
         """See `recsys.models.backbone.Backbone.tail`."""

@@ -74,7 +74,7 @@ def load_parent(parent: Path, data: PreparedData) -> Parent:
     catalog = parent / "catalog"
     if catalog.is_dir():
         rows = Catalog.open(catalog).index.lookup(data.items["item_id"].to_pylist()).astype(np.int64)
-    elif manifest["items"] == items_fingerprint(data):
+    elif manifest.get("items") == items_fingerprint(data):  # absent from runs of earlier versions
         rows = np.arange(data.items.num_rows)
     else:
         raise VersionMismatchError(

@@ -128,6 +128,8 @@ def test_a_catalog_too_large_for_a_table_is_read_by_its_parts(monkeypatch: pytes
 def test_an_unknown_engine_and_other_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match="no such engine"):
         choose_engine("tensorrt", model("compact").config)
+    with pytest.raises(ConfigError, match="`own` only"):
+        choose_engine("onnx_int8", RecommenderConfig(SIZES, ITEMS, 0, 0, backbone="huggingface"))
     made = model("compact").double()
     with pytest.raises(ConfigError, match="float32") as caught:
         made.freeze(choose_engine("onnx", made.config))
