@@ -89,7 +89,8 @@ def methods(
 def _config(backbone: BackboneSettings, settings: DecodingSettings, shape: str) -> RecommenderConfig:
     sizes = {"codebook_sizes": settings.codebooks, "num_items": settings.items}
     widths = {"text_dim": _TEXT, "collaborative_dim": _COLLABORATIVE}
-    return RecommenderConfig.from_dict(backbone.model_dump() | {"shape": shape} | sizes | widths)
+    chosen = {"shape": shape, "item_rows": shape == "compact"}
+    return RecommenderConfig.from_dict(backbone.model_dump() | chosen | sizes | widths)
 
 
 def _prefill(model: CompactRecommender | TokenRecommender) -> Call:

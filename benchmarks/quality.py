@@ -26,9 +26,10 @@ from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.evaluation.answers import VIEWS, Answered
 from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
+from training.recommender.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from benchmarks.quality_settings import DatasetSettings, QualitySettings
 
@@ -222,18 +223,19 @@ class Quality:
 
     def _arm(self, dataset: str, method: str, seed: int, prepared: Path, inputs: str) -> ArmResult:
         chosen = self.settings.methods[method]
-        stable = json.dumps(chosen.settings, sort_keys=True)
+        wanted = _resolved(chosen.settings) if chosen.kind == "recommender" else chosen.settings
+        stable = json.dumps(wanted, sort_keys=True)
         cases = self.settings.cases
         key = sha256_parts([ARM_FORMAT, chosen.kind, stable, str(seed), str(cases), inputs])[:16]
         folder = self.work / "arms" / dataset / f"{method}-{seed}-{key}"
         if not (folder / "result.json").exists():
-            training = json.dumps(chosen.settings.get("train", {}), sort_keys=True)
+            training = json.dumps(wanted.get("train", {}), sort_keys=True)
             run = self.work / "runs" / sha256_parts([chosen.kind, training, str(seed), inputs])[:16]
             request: dict[str, Any] = {
                 "work": str(prepared.resolve()),
                 "cases": cases,
                 "kind": chosen.kind,
-                "settings": chosen.settings,
+                "settings": wanted,
                 "seed": seed,
                 "run": str(run.resolve()),
             }
@@ -255,6 +257,11 @@ class Quality:
         )
         self.say(f"{dataset}: {method}, seed {seed}: {arm.summary()}")
         return arm
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the trainer's defaults written out: an arm is to be repeated when one of them changes."""
+    return {**settings, "train": TrainSettings.parse(dict(settings.get("train", {}))).model_dump(mode="json")}
 
 
 def _fingerprint(data: PreparedData) -> str:

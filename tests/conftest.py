@@ -108,7 +108,9 @@ def tiny_run(tiny_work: Path) -> Path:
 
     from recsys.models import ItemFeatures, RecommenderConfig, build_model
 
-    config = RecommenderConfig((4, 4, 3), TINY_ITEMS, 6, 4, d_model=16, layers=1, heads=2, max_history=10)
+    config = RecommenderConfig(
+        (4, 4, 3), TINY_ITEMS, 6, 4, d_model=16, layers=1, heads=2, max_history=10, item_rows=True
+    )
     features = ItemFeatures(
         np.zeros((TINY_ITEMS, 3), np.int32),
         np.zeros((TINY_ITEMS, 6), np.float32),
@@ -118,6 +120,7 @@ def tiny_run(tiny_work: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         weights = build_model(config, features).state_dict()
+        weights["head.item_output.weight"].normal_(std=0.02)  # at first they are 0
     run = tiny_work.parent / "run"
     (run / "model").mkdir(parents=True)
     save_file(weights, run / "model" / "weights.safetensors")

@@ -16,6 +16,7 @@ from recsys.decoding import kernels
 from recsys.decoding.head_cell import HeadCell, product
 from recsys.decoding.verifier import listing
 from recsys.errors import DataError
+from recsys.models.head import prefix_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,6 +45,9 @@ class _Level(NamedTuple):
         state: (H, T) output weight of the beam's state, or of the sum.
         state_rows: (T, H) the same for rows to be gathered.
         bias: (T,), or (0,) for none.
+        node_rows: (n_{d+1}, H) output weight of the sum per node of depth d + 1, (n_{d+1}, 2H) of the concatenation;
+            None where a code says all.
+        node_bias: (n_{d+1},), or (0,) for none.
     """
 
     children: Verifier
@@ -52,6 +56,8 @@ class _Level(NamedTuple):
     state: torch.Tensor
     state_rows: Floats
     bias: Floats
+    node_rows: Floats | None
+    node_bias: Floats
 
 
 class _Beams(NamedTuple):
@@ -80,7 +86,7 @@ class HeadBeam:
         structure: that holds the children; the answers are the same.
 
     Raises:
-        DataError: the head's codebooks and the trie's differ.
+        DataError: the head's codebooks or items and the trie's differ.
     """
 
     def __init__(
@@ -93,10 +99,17 @@ class HeadBeam:
                 value=weights.sizes,
                 remedy="use the model with the tokenizer it was trained with",
             )
+        if weights.item_output is not None and len(weights.item_output) != trie.items:
+            raise DataError(
+                f"the head has rows of {len(weights.item_output)} items, the trie holds {trie.items}",
+                field="item_output",
+                value=weights.item_output.shape,
+                remedy="use the model with the tokenizer it was trained with",
+            )
         self._whole_codebook = whole_codebook
         below, children = _leaves_below(trie), listing(trie, structure)
         self._levels = [
-            _lay_out(weights, level, children[level], below[level] > (0 if whole_codebook else 1))
+            _lay_out(weights, level, trie, children[level], below[level] > (0 if whole_codebook else 1))
             for level in range(trie.levels)
         ]
         self._root = self._levels[0].children.rows(np.zeros(1, dtype=np.int64))
@@ -166,7 +179,7 @@ class HeadBeam:
         """Extend every prefix by one code and keep the best."""
         layer = self._levels[level]
         degree, child, codes = layer.children.rows(beams.nodes) if level else self._root  # (M,), (C,) ascending, (C,)
-        totals = self._totals(layer, hidden[level + 1], beams, codes, degree)  # (C,)
+        totals = self._totals(layer, hidden[level + 1], beams, child, codes, degree)  # (C,)
         alive = mask.live.alive
         kernels.hide(totals, child, _NONE if alive is None else alive[level], mask.dead[level])
         last = level == len(self._levels) - 1
@@ -177,9 +190,17 @@ class HeadBeam:
         state = beams.state if last else self._cells[level].advance(beams.state, row, letters)
         return _Beams(nodes, scores, opened, state)
 
-    def _totals(self, layer: _Level, hidden: Floats, beams: _Beams, codes: Ints, degree: Ints) -> Floats:
+    def _totals(self, layer: _Level, hidden: Floats, beams: _Beams, child: Ints, codes: Ints, degree: Ints) -> Floats:
         """(C,) score of every child: the beam's score plus log p(code | prefix)."""
         _, scores, opened, state = beams
+        if layer.node_rows is not None:
+            if layer.hidden is None:
+                state = state + hidden
+            else:
+                state = np.concatenate([np.broadcast_to(hidden, state.shape), state], axis=1)
+            values = kernels.dotted(state, layer.node_rows, layer.node_bias, degree, child, opened)
+            kernels.add_up(values, np.exp(values), degree, scores)
+            return values
         count, size = len(state), layer.state.shape[1]
         shared = layer.bias  # (T,) what all beams have in common, or (0,)
         if layer.hidden is None:
@@ -210,8 +231,15 @@ def _threshold(totals: Floats, width: int) -> Floats:
     return ordered[surplus : surplus + 1]
 
 
-def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools) -> _Level:
+def _lay_out(weights: HeadWeights, level: int, trie: SidTrie, children: Verifier, opened: Bools) -> _Level:
     output = weights.output[level]
+    bias = output[0, :0] if weights.output_bias is None else weights.output_bias[level]
+    node_rows, node_bias = None, bias[:0]
+    if level and weights.item_output is not None:
+        codes = trie.node_code[level]
+        nodes = torch.from_numpy(trie.item_node[:, level])
+        node_rows = output[codes] + prefix_rows(torch.from_numpy(weights.item_output), nodes, len(codes)).numpy()
+        node_bias = bias[codes] if len(bias) else bias
     hidden, state = None, output
     if weights.fusion == "concat":  # W [h ; s] = W_h h + W_s s
         left, state = np.hsplit(output, 2)
@@ -222,7 +250,9 @@ def _lay_out(weights: HeadWeights, level: int, children: Verifier, opened: Bools
         hidden,
         torch.from_numpy(np.ascontiguousarray(state.T)),
         np.ascontiguousarray(state),
-        output[0, :0] if weights.output_bias is None else weights.output_bias[level],
+        bias,
+        node_rows,
+        node_bias,
     )
 
 

@@ -45,6 +45,8 @@ class HeadWeights:
         state_weight: L - 1 arrays weight_hh, (H, H) or (3H, H).
         input_bias: L - 1 arrays bias_ih, (H,) or (3H,).
         state_bias: L - 1 arrays bias_hh, (H,) or (3H,).
+        item_output: (I, H), or (I, 2H) for `concat`, the items' own output rows, or None: from the second level on
+            the mean of the items below a prefix is added to W_l's row of its last code.
     """
 
     transition: Transition
@@ -56,6 +58,7 @@ class HeadWeights:
     state_weight: tuple[npt.NDArray[np.floating], ...] = ()
     input_bias: tuple[npt.NDArray[np.floating], ...] = ()
     state_bias: tuple[npt.NDArray[np.floating], ...] = ()
+    item_output: npt.NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         moves = 0 if self.transition == "none" else self.levels - 1
@@ -80,6 +83,7 @@ class HeadWeights:
             state_weight=_arrays(cells, "weight_hh"),
             input_bias=_arrays(cells, "bias_ih"),
             state_bias=_arrays(cells, "bias_hh"),
+            item_output=None if head.item_output is None else _arrays([head.item_output], "weight")[0],
         )
 
     @property

@@ -18,6 +18,7 @@ from recsys.decoding.head_beam import HeadBeam
 from recsys.decoding.head_weights import HeadWeights
 from recsys.decoding.histories import pad_histories
 from recsys.decoding.padded import PaddedTrie
+from recsys.models.head import prefix_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,6 +92,7 @@ class NezhaDecoder:
         self._numpy = HeadBeam(HeadWeights.of(model.head), trie, whole_codebook=whole, structure=structure)
         in_torch = self._device.type != "cpu" if batched is None else batched
         self._padded = PaddedTrie(trie, self._device, whole_codebook=whole) if in_torch else None
+        self._node_rows = node_rows(model.head, trie) if in_torch else []
 
     @torch.inference_mode()
     def decode(
@@ -124,7 +126,12 @@ class NezhaDecoder:
         if padded is not None:
             check_finite(hidden)
             return lambda rows, width: beam_over_head(
-                self._model.head, padded, hidden[rows], width=width, masks=[masks[row] for row in rows]
+                self._model.head,
+                padded,
+                hidden[rows],
+                width=width,
+                masks=[masks[row] for row in rows],
+                node_rows=self._node_rows,
             )
         if hidden.dtype in _HALF:
             hidden = hidden.float()
@@ -136,7 +143,13 @@ class NezhaDecoder:
 
 
 def beam_over_head(
-    head: DraftHead, trie: PaddedTrie, hidden: Tensor, *, width: int, masks: Sequence[RequestMask]
+    head: DraftHead,
+    trie: PaddedTrie,
+    hidden: Tensor,
+    *,
+    width: int,
+    masks: Sequence[RequestMask],
+    node_rows: Sequence[Tensor | None] = (),
 ) -> list[Found]:
     """Beam search over the draft head for a batch, in torch.
 
@@ -146,6 +159,7 @@ def beam_over_head(
         hidden: (B, L + 1, H).
         width: prefixes kept per level.
         masks: what each request may show.
+        node_rows: see `node_rows`; empty for a head without rows of items.
 
     Returns:
         Per request leaves and scores, best first.
@@ -155,9 +169,26 @@ def beam_over_head(
     state = head.start(hidden)[:, None]  # (B, M, H)
     for level in range(trie.levels):
         if level:
-            own = state.gather(1, beams.parents[..., None].expand(-1, -1, size))
-            state = head.advance(level - 1, own.flatten(0, 1), beams.codes.flatten()).view(batch, -1, size)
+            inherited = state.gather(1, beams.parents[..., None].expand(-1, -1, size))
+            state = head.advance(level - 1, inherited.flatten(0, 1), beams.codes.flatten()).view(batch, -1, size)
         count = state.shape[1]
-        logits = head.logits(level, hidden.repeat_interleave(count, dim=0), state.flatten(0, 1))
-        beams = trie.step(level, beams, logits.view(batch, count, -1), width, masks)
+        fused = head.fuse(level, hidden.repeat_interleave(count, dim=0), state.flatten(0, 1))
+        logits = head.outputs[level](fused).view(batch, count, -1)
+        rows = node_rows[level] if node_rows else None
+        own = None if rows is None else (fused.view(batch, count, -1), rows)
+        beams = trie.step(level, beams, logits, width, masks, own)
     return trie.found(beams)
+
+
+@torch.inference_mode()
+def node_rows(head: DraftHead, trie: SidTrie) -> list[Tensor | None]:
+    """Per level the mean row of the items below each node of the depth it leads to, (n, F).
+
+    None for the first level, where a code is a node; empty for a head without rows of items.
+    """
+    if head.item_output is None:
+        return []
+    table = head.item_output.weight
+    nodes = torch.from_numpy(trie.item_node).to(table.device)  # (I, L)
+    later = [prefix_rows(table, nodes[:, level], trie.nodes(level + 1)) for level in range(1, trie.levels)]
+    return [None, *later]

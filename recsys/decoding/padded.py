@@ -56,7 +56,15 @@ class PaddedTrie:
         zero = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)
         return Beams(zero, torch.zeros(batch, 1, dtype=dtype, device=self.device), zero, zero)
 
-    def step(self, level: int, beams: Beams, logits: Tensor, width: int, masks: Sequence[RequestMask]) -> Beams:
+    def step(
+        self,
+        level: int,
+        beams: Beams,
+        logits: Tensor,
+        width: int,
+        masks: Sequence[RequestMask],
+        own: tuple[Tensor, Tensor] | None = None,
+    ) -> Beams:
         """Extend every prefix by one code and keep the best.
 
         Args:
@@ -65,6 +73,7 @@ class PaddedTrie:
             logits: (B, M, T_level).
             width: prefixes to keep per request.
             masks: what each request may show.
+            own: what is scored by node beside the codes: states (B, M, F) and rows (n_{level+1}, F).
 
         Returns:
             (B, M') beams, M' <= width; ties at the cut go to the smaller node.
@@ -75,7 +84,11 @@ class PaddedTrie:
         exists = offset < degree[..., None]  # (B, M, W)
         child = torch.where(exists, first[..., None] + offset, 0)
         codes = self._code[level][child]
-        values = logits.gather(2, codes).masked_fill(~exists, -torch.inf)
+        values = logits.gather(2, codes)
+        if own is not None:
+            states, rows = own
+            values = values + (rows[child] @ states[..., None])[..., 0]
+        values = values.masked_fill(~exists, -torch.inf)
         norm = (logits if self._whole_codebook else values).logsumexp(dim=2, keepdim=True)
         totals = (values - norm + beams.scores[..., None]).flatten(1)  # (B, M * W)
         child = child.flatten(1)

@@ -109,7 +109,7 @@ class CompactRecommender(nn.Module):
         for layer in places:
             nn.init.eye_(layer.weight)
         self.place = nn.ModuleList(places)
-        self.head = DraftHead(config)
+        self.head = DraftHead(config, item_rows=config.item_rows)
         self._places: Tensor | None = None
 
     def expand(self, hidden: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class RecommenderConfig:
         transition: of the draft head's state.
         fusion: of hidden state and head state before the output layer.
         placeholders: whether h_1..h_L exist; without them every level reads h_0 (as Medusa's heads).
+        item_rows: compact shape: every item has an output row of its own in the head, (I, d_model) weights more.
         whole_codebook: train and decode with the softmax over the whole codebook (as the released NEZHA).
         backbone: `own` (recsys.models.backbone) or `huggingface` (recsys.backends.huggingface).
         backbone_config: keys of the Hugging Face decoder's configuration, over what follows from the sizes above.
@@ -63,6 +64,7 @@ class RecommenderConfig:
     transition: Transition = "gru"
     fusion: Fusion = "add"
     placeholders: bool = True
+    item_rows: bool = False
     whole_codebook: bool = False
     backbone: BackboneKind = "own"
     backbone_config: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +73,13 @@ class RecommenderConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError("unknown choice", field=name, value=getattr(self, name), remedy=f"one of {allowed}")
+        if self.item_rows and (self.shape != "compact" or self.whole_codebook):
+            raise ConfigError(
+                "rows of items belong to the compact shape and its softmax over the children of a prefix",
+                field="item_rows",
+                value=self.item_rows,
+                remedy="set item_rows: false, or shape: compact and whole_codebook: false",
+            )
         if self.backbone == "own" and self.backbone_config:
             raise ConfigError(
                 "the own backbone has no settings beside the sizes",

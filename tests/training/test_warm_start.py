@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ITEM_TABLE = "trunk.input.id_embedding.weight"
+ITEM_ROWS = "head.item_output.weight"
 
 
 def settings(**model: Any) -> TrainSettings:
@@ -84,15 +85,16 @@ def test_a_bundles_items_are_matched_by_their_ids(
     data = PreparedData.load(tiny_work)
     later = grown(data)
     parent = load_parent(tiny_registry.path(str(tiny_registry.current())), later)
-    old = load_file(tiny_run / "model" / "weights.safetensors")[ITEM_TABLE]
+    weights = load_file(tiny_run / "model" / "weights.safetensors")
     shape = {"d_model": 16, "max_history": 10}
     fresh = Trainer(later, settings(**shape), tmp_path / "fresh", seed=2).model.state_dict()
     warm = Trainer(later, settings(**shape), tmp_path / "warm", seed=2, parent=parent).model.state_dict()
-    table = warm[ITEM_TABLE]
-    torch.testing.assert_close(table[1], old[0], rtol=0, atol=0)
-    torch.testing.assert_close(table[2:-1], old[2:], rtol=0, atol=0)
-    torch.testing.assert_close(table[[0, -1]], fresh[ITEM_TABLE][[0, -1]], rtol=0, atol=0)
-    others = [name for name in warm if name != ITEM_TABLE]
+    for name in (ITEM_TABLE, ITEM_ROWS):
+        old, table = weights[name], warm[name]
+        torch.testing.assert_close(table[1], old[0], rtol=0, atol=0)
+        torch.testing.assert_close(table[2:-1], old[2:], rtol=0, atol=0)
+        torch.testing.assert_close(table[[0, -1]], fresh[name][[0, -1]], rtol=0, atol=0)
+    others = [name for name in warm if name not in (ITEM_TABLE, ITEM_ROWS)]
     assert all(torch.equal(warm[name], parent.weights[name]) for name in others)
 
 

@@ -55,7 +55,10 @@ def path_log_prob(
     state = state.repeat_interleave(columns, dim=0)
     for level in range(1, model.config.levels):
         state = head.advance(level - 1, state, normaliser.item_codes(level - 1, flat))
-        total = total + normaliser.log_prob(level, head.logits(level, hidden, state), flat)
+        fused, own = head.fuse(level, hidden, state), None
+        if head.item_output is not None:
+            own = head.dropout(fused), normaliser.prefix_rows(level, head.item_output.weight)
+        total = total + normaliser.log_prob(level, head.outputs[level](fused), flat, own)
     return total.view(rows, columns)
 
 

@@ -34,6 +34,9 @@ class ModelSettings(_Strict):
     transition: Literal["rnn", "gru", "none"] = "gru"
     fusion: Literal["add", "concat"] = "add"
     placeholders: bool = True
+    item_rows: bool | None = Field(
+        None, description="compact shape: an output row per item; null = up to 200,000 items, where they are possible"
+    )
     whole_codebook: bool = False
     backbone: Literal["own", "huggingface"] = "own"
     backbone_config: dict[str, JsonValue] = {}
@@ -48,7 +51,7 @@ class TeacherSettings(_Strict):
     top: int = Field(100, ge=1, description="best items kept per target")
     sharpness: float = Field(2.0, gt=0, description="exponent of the teacher's scores")
     mask_history: bool = True
-    regularisation: float = Field(250.0, gt=0, description="EASE's lambda")
+    regularisation: float = Field(50.0, gt=0, description="EASE's lambda")
     decay: float = Field(0.7, gt=0, le=1, description="weight of an item per step back in the history")
     neighbours: int = Field(200, ge=1, description="item_to_item: neighbours kept per item")
     folds: int = Field(1, ge=1, description="cross-fitting by user folds; 1 = in-sample")
@@ -59,7 +62,7 @@ class TrainSettings(_Strict):
 
     model: ModelSettings = ModelSettings()
     teacher: TeacherSettings = TeacherSettings()
-    steps: int = Field(1200, ge=1)
+    steps: int = Field(900, ge=1)
     batch_tokens: int = Field(4096, ge=1, description="padded positions per step, over all ranks")
     learning_rate: float = Field(2e-3, gt=0)
     final_rate: float = Field(0.02, ge=0, le=1, description="share of the learning rate left at the end (cosine)")
@@ -68,11 +71,11 @@ class TrainSettings(_Strict):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     average_decay: float = Field(0.99, ge=0, lt=1, description="exponential average of the weights; 0 = off")
     bf16: bool = True
-    evaluate_every: int = Field(200, ge=1)
+    evaluate_every: int = Field(150, ge=1)
     evaluate_users: int = Field(4000, ge=1)
     evaluate_beam: int = Field(20, ge=1)
     patience: int = Field(4, ge=1, description="evaluations without a better validation NDCG@10 before the end")
-    checkpoint_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(150, ge=1)
     backbone_weight: float = Field(1.0, ge=0, description="token shape: weight of the backbone's next-token loss")
     threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from training.recommender.warm_start import Parent
 
 RUN_FORMAT = "windfire.run/1"
+_MOST_ITEM_ROWS: Final = 200_000  # beyond, they would cost more than the rest of a step
 _BETWEEN_RANKS: Final = 1_000_003  # seeds of neighbours stay apart from seeds that people choose
 
 
@@ -93,9 +94,13 @@ def item_features(data: PreparedData, settings: TrainSettings) -> ItemFeatures:
 def recommender_config(features: ItemFeatures, data: PreparedData, settings: TrainSettings) -> RecommenderConfig:
     """Settings and the data's sizes together."""
     chosen = settings.model.model_dump(exclude={"use_text", "use_collaborative"})
+    items = len(features.codes)
+    if settings.model.item_rows is None:
+        possible = settings.model.shape == "compact" and not settings.model.whole_codebook
+        chosen["item_rows"] = possible and items <= _MOST_ITEM_ROWS
     return RecommenderConfig(
         codebook_sizes=data.codebook_sizes,
-        num_items=len(features.codes),
+        num_items=items,
         text_dim=features.text.shape[1],
         collaborative_dim=features.collaborative.shape[1],
         **chosen,

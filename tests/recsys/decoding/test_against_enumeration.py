@@ -93,7 +93,19 @@ def head_logits(
     yield model.head.logits(0, hidden, state)
     for level in (1, 2):
         state = model.head.advance(level - 1, state, normaliser.item_codes(level - 1, one))
-        yield model.head.logits(level, hidden, state)
+        logits = model.head.logits(level, hidden, state)
+        yield logits + own_logits(model, normaliser, level, model.head.fuse(level, hidden, state)[0], int(one))
+
+
+def own_logits(model: Any, normaliser: Normaliser, level: int, fused: torch.Tensor, item: int) -> torch.Tensor:
+    """By code, what the items' own rows say of the prefix that an item shares with its siblings up to `level`."""
+    path, found = normaliser.item_node, torch.zeros(1, SIZES[level], dtype=fused.dtype)
+    rows = model.head.item_output.weight if model.config.item_rows else torch.zeros(ITEMS, len(fused)).to(fused)
+    siblings = [i for i in range(ITEMS) if path[i, level - 1] == path[item, level - 1]]
+    for code in {int(normaliser.item_codes(level, torch.tensor([i]))) for i in siblings}:
+        below = [i for i in siblings if int(normaliser.item_codes(level, torch.tensor([i]))) == code]
+        found[0, code] = torch.stack([rows[i] @ fused for i in below]).mean()
+    return found
 
 
 def backbone_logits(
@@ -139,6 +151,20 @@ def test_full_width_equals_enumeration(shape: str, name: str, whole: bool, backb
         may[hidden] = False
         assert ranked.items.tolist() == by_score(scores, may, trie)
         np.testing.assert_allclose(ranked.scores, scores[ranked.items], rtol=CLOSE[backbone])
+
+
+@pytest.mark.parametrize("fusion", ["add", "concat"])
+@pytest.mark.parametrize("batched", [True, False])
+@settings(max_examples=6)
+@given(seed=st.integers(0, 1000))
+def test_rows_of_items_are_scored_as_declared(fusion: str, batched: bool, seed: int) -> None:
+    model, trie = built("compact", seed, item_rows=True, fusion=fusion)
+    assert isinstance(model, CompactRecommender)
+    answer = NezhaDecoder(model, trie, batched=batched).decode(HISTORIES, k=ITEMS, beam=200, eligibility=Eligibility())
+    for history, ranked in zip(HISTORIES, answer.ranked, strict=True):
+        scores = item_scores(model, trie, "nezha", history, whole=False)
+        assert ranked.items.tolist() == by_score(scores, np.ones(ITEMS, bool), trie)
+        np.testing.assert_allclose(ranked.scores, scores[ranked.items], rtol=1e-9)
 
 
 @pytest.mark.parametrize(("shape", "name"), WAYS)

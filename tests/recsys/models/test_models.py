@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.decoding.trie import SidTrie
 from recsys.errors import ConfigError
@@ -152,6 +154,27 @@ def test_the_normaliser_equals_a_brute_force_softmax(whole: bool) -> None:
             assert float(found[item]) == pytest.approx(float(expected), abs=1e-5)
 
 
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000))
+def test_states_meet_the_rows_of_their_prefixs_children(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = np.stack([rng.integers(size, size=60) for size in (2, 3, 6)], axis=1)
+    trie = SidTrie.build(codes, (2, 3, 6))
+    normaliser = Normaliser(trie)
+    items = torch.from_numpy(rng.integers(60, size=25))
+    rows, states = torch.from_numpy(rng.standard_normal((60, 5))), torch.from_numpy(rng.standard_normal((25, 5)))
+    for level in (1, 2):
+        logits = torch.from_numpy(rng.standard_normal((25, trie.sizes[level])))
+        found = normaliser.log_prob(level, logits, items, (states, normaliser.prefix_rows(level, rows)))
+        node = trie.item_node
+        for at, item in enumerate(items.tolist()):
+            siblings = np.unique(node[node[:, level - 1] == node[item, level - 1], level])
+            means = torch.stack([rows[torch.from_numpy(node[:, level] == one)].mean(0) for one in siblings])
+            scores = logits[at, torch.from_numpy(trie.node_code[level][siblings]).long()] + means @ states[at]
+            expected = scores.log_softmax(0)[int(np.flatnonzero(siblings == node[item, level])[0])]
+            assert float(found[at]) == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_a_configuration_survives_its_dict() -> None:
     config = model(shape="token").config
     assert RecommenderConfig.from_dict(config.to_dict()) == config  # type: ignore[union-attr,operator]
@@ -163,3 +186,9 @@ def test_a_configuration_survives_its_dict() -> None:
 def test_a_bad_configuration_names_the_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         model(**{field: value})
+
+
+@pytest.mark.parametrize("other", [{"shape": "token"}, {"shape": "flat"}, {"whole_codebook": True}])
+def test_rows_of_items_ask_for_the_compact_shape_and_for_children(other: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="item_rows"):
+        model(item_rows=True, **other)
