@@ -29,11 +29,13 @@ class Eligibility:
         shared: (I,) bool for all requests of the batch; None lets every item through.
         excluded: item indices per request that may not be shown besides (seen, denied); None excludes nothing.
         version: raise it when `shared` was changed in place: the live prefixes are kept per (array, version).
+        live: of `shared`, where they are known already (`recsys.decoding.segments`); None has them counted.
     """
 
     shared: npt.NDArray[np.bool_] | None = None
     excluded: Sequence[npt.NDArray[np.integer]] | None = None
     version: int = 0
+    live: LivePrefixes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,14 +45,24 @@ class LivePrefixes:
     Attributes:
         shared: the bitset, None where every item is live.
         counts: for depth d in 1..L (index d - 1), (n_d,) int32 live items under each node.
-        alive: the same as booleans, None where every node is alive.
-        total: number of live items.
+        alive: the same as booleans, () where every node is alive.
+        tally: (2,) int64, the number of live items, and how often all this was changed in place.
     """
 
     shared: npt.NDArray[np.bool_] | None
     counts: tuple[npt.NDArray[np.int32], ...]
-    alive: tuple[npt.NDArray[np.bool_], ...] | None
-    total: int
+    alive: tuple[npt.NDArray[np.bool_], ...]
+    tally: npt.NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        """Number of live items."""
+        return int(self.tally[0])
+
+    @property
+    def changes(self) -> int:
+        """How often it was changed in place."""
+        return int(self.tally[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,18 +71,20 @@ class RequestMask:
 
     Attributes:
         live: the shared part.
-        excluded: (m,) int64 distinct excluded items that were live, ascending.
+        excluded: (m,) int64 distinct excluded items, ascending.
+        hidden: how many of them were live.
         dead: for depth d in 1..L (index d - 1), ascending int64 nodes all of whose live items are excluded.
     """
 
     live: LivePrefixes
     excluded: npt.NDArray[np.int64]
+    hidden: int
     dead: tuple[npt.NDArray[np.int64], ...]
 
     @property
     def eligible(self) -> int:
         """Number of items that may be shown."""
-        return self.live.total - len(self.excluded)
+        return self.live.total - self.hidden
 
     def keeps(self, items: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """(n,) bool, whether each of these items may be shown."""
@@ -84,8 +98,9 @@ class RequestMask:
 class EligibilityIndex:
     """Turns eligibility into masks over the nodes of one trie.
 
-    The shared bitset costs one pass over the catalog, made once per (array, version) and kept for the last few;
-    a request costs work in proportion to its own excluded list. Safe to share between threads.
+    The shared bitset costs one pass over the catalog, made once per (array, version) and kept for the last few; named
+    bitsets that change are kept current by `recsys.decoding.segments`. A request costs work in proportion to its own
+    excluded list. Safe to share between threads.
 
     Args:
         trie: the model's trie.
@@ -100,7 +115,7 @@ class EligibilityIndex:
         self._known: OrderedDict[tuple[int, int], LivePrefixes] = OrderedDict()
         self._item_start = _item_ranges(trie)
         counts = tuple(np.diff(start).astype(np.int32) for start in self._item_start)
-        self._everything = LivePrefixes(None, counts, None, trie.items)
+        self._everything = LivePrefixes(None, counts, (), np.array([trie.items, 0]))
 
     def live(self, eligibility: Eligibility) -> LivePrefixes:
         """The live prefixes of a shared bitset.
@@ -108,6 +123,8 @@ class EligibilityIndex:
         Raises:
             InputError: the bitset is not (I,) bool.
         """
+        if eligibility.live is not None:
+            return eligibility.live
         shared = eligibility.shared
         if shared is None:
             return self._everything
@@ -115,7 +132,7 @@ class EligibilityIndex:
         with self._lock:
             known = self._known.get(key)
             if known is None:
-                known = self._known[key] = self._count(shared)
+                known = self._known[key] = self.count(shared)
             self._known.move_to_end(key)
             while len(self._known) > self._keep:
                 self._known.popitem(last=False)
@@ -138,7 +155,12 @@ class EligibilityIndex:
             )
         return [self._mask(live, items) for items in eligibility.excluded]
 
-    def _count(self, shared: npt.NDArray[np.bool_]) -> LivePrefixes:
+    def count(self, shared: npt.NDArray[np.bool_]) -> LivePrefixes:
+        """The live prefixes of a bitset (I,), counted anew.
+
+        Raises:
+            InputError: the bitset is not (I,) bool.
+        """
         if shared.shape != (self._trie.items,) or shared.dtype != np.bool_:
             raise InputError(
                 f"shared eligibility must be ({self._trie.items},) bool",
@@ -148,12 +170,12 @@ class EligibilityIndex:
         running = np.zeros(self._trie.items + 1, dtype=np.int32)
         np.cumsum(shared[self._trie.bucket_items], out=running[1:])
         counts = tuple(np.diff(running[start]) for start in self._item_start)
-        return LivePrefixes(shared, counts, tuple(count > 0 for count in counts), int(running[-1]))
+        return LivePrefixes(shared, counts, tuple(count > 0 for count in counts), np.array([running[-1], 0]))
 
     def _mask(self, live: LivePrefixes, items: npt.NDArray[np.integer]) -> RequestMask:
         trie = self._trie
         if not len(items):
-            return RequestMask(live, _NO_ITEMS, (_NO_ITEMS,) * trie.levels)
+            return RequestMask(live, _NO_ITEMS, 0, (_NO_ITEMS,) * trie.levels)
         excluded = np.unique(np.asarray(items, dtype=np.int64))
         if excluded[0] < 0 or excluded[-1] >= trie.items:
             raise InputError(
@@ -161,14 +183,13 @@ class EligibilityIndex:
                 field="excluded",
                 value=(int(excluded[0]), int(excluded[-1])),
             )
-        if live.shared is not None:
-            excluded = excluded[live.shared[excluded]]
-        nodes = trie.item_node[excluded]  # (m, L)
+        hidden = excluded if live.shared is None else excluded[live.shared[excluded]]
+        nodes = trie.item_node[hidden]  # (m, L)
         dead = []
         for depth in range(trie.levels):
             node, count = np.unique(nodes[:, depth], return_counts=True)
             dead.append(node[live.counts[depth][node] == count])
-        return RequestMask(live, excluded, tuple(dead))
+        return RequestMask(live, excluded, len(hidden), tuple(dead))
 
 
 def _item_ranges(trie: SidTrie) -> tuple[npt.NDArray[np.int64], ...]:

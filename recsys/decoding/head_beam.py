@@ -181,7 +181,7 @@ class HeadBeam:
         degree, child, codes = layer.children.rows(beams.nodes) if level else self._root  # (M,), (C,) ascending, (C,)
         totals = self._totals(layer, hidden[level + 1], beams, child, codes, degree)  # (C,)
         alive = mask.live.alive
-        kernels.hide(totals, child, _NONE if alive is None else alive[level], mask.dead[level])
+        kernels.hide(totals, child, alive[level] if alive else _NONE, mask.dead[level])
         last = level == len(self._levels) - 1
         opens = _NONE if last else self._levels[level + 1].opened
         nodes, scores, opened, row, letters = kernels.pick(

@@ -136,6 +136,14 @@ def hide(values: Floats, child: Ints, alive: Bools, dead: Ints) -> None:
 
 
 @_compiled
+def recount(counts: npt.NDArray[np.int32], alive: Bools, nodes: Ints, step: Ints) -> None:
+    """Add a step to the count of each node, one after the other, and keep (n,) `alive` at counts > 0."""
+    for place, node in enumerate(nodes):
+        counts[node] += step[place]
+        alive[node] = counts[node] > 0
+
+
+@_compiled
 def pick(
     values: Floats,
     threshold: Floats,

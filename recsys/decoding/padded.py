@@ -49,7 +49,7 @@ class PaddedTrie:
         self._start = [torch.from_numpy(start).to(device) for start in trie.child_start]
         self._code = [torch.from_numpy(code.astype(np.int64)).to(device) for code in trie.node_code]
         self._widest = [int(np.diff(start).max(initial=1)) for start in trie.child_start]
-        self._alive: tuple[LivePrefixes, list[Tensor]] | None = None
+        self._alive: tuple[LivePrefixes, int, list[Tensor]] | None = None
 
     def root(self, batch: int, dtype: torch.dtype) -> Beams:
         """The empty prefix of each request, score 0."""
@@ -118,12 +118,14 @@ class PaddedTrie:
             totals.masked_fill_(table.gather(1, at) == child, -torch.inf)
 
     def _alive_nodes(self, live: LivePrefixes) -> list[Tensor] | None:
-        if live.alive is None:
+        if not live.alive:
             return None
         known = self._alive
-        if known is None or known[0] is not live:
-            known = self._alive = (live, [torch.from_numpy(alive).to(self.device) for alive in live.alive])
-        return known[1]
+        changes = live.changes
+        if known is None or known[0] is not live or known[1] != changes:
+            copies = [torch.from_numpy(alive).to(self.device, copy=True) for alive in live.alive]
+            known = self._alive = (live, changes, copies)
+        return known[2]
 
 
 def _best(totals: Tensor, width: int) -> Tensor:
