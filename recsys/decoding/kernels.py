@@ -33,7 +33,7 @@ def _compiled(function: _Function) -> _Function:
 
 
 @_compiled
-def csr_rows(start: Ints, code: Ints, nodes: Ints) -> tuple[Ints, Ints, Ints]:
+def csr_rows(start: Ints, code: npt.NDArray[np.integer], nodes: Ints) -> tuple[Ints, Ints, Ints]:
     """Children of (M,) nodes, node r's being start[r]..start[r + 1] - 1: (M,) degree, (C,) child, (C,) code."""
     degree = np.empty(len(nodes), np.int64)
     total = 0

@@ -68,7 +68,6 @@ class CsrChildren:
     def __init__(self, trie: SidTrie, level: int) -> None:
         self._start = trie.child_start[level]
         self._code = trie.node_code[level]
-        self._wide = self._code.astype(np.int64)  # (n,) codes index without a conversion per request
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +76,7 @@ class CsrChildren:
 
     def rows(self, nodes: Ints) -> Rows:
         """See `Verifier.rows`."""
-        return Rows(*kernels.csr_rows(self._start, self._wide, nodes))
+        return Rows(*kernels.csr_rows(self._start, self._code, nodes))
 
     def find(self, nodes: Ints, codes: Ints) -> Ints:
         """See `Verifier.find`: a binary search inside every row, all rows at once."""
@@ -85,9 +84,9 @@ class CsrChildren:
         end = high
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = (low + high) >> 1
-            below = self._wide.take(middle, mode="clip") < codes
+            below = self._code.take(middle, mode="clip") < codes
             low, high = np.where(below & (low < high), middle + 1, low), np.where(below, high, middle)
-        hit = (low < end) & (self._wide.take(low, mode="clip") == codes)
+        hit = (low < end) & (self._code.take(low, mode="clip") == codes)
         return np.where(hit, low, -1)
 
 
