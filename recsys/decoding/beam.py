@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.eligibility import Eligibility, RequestMask
+    from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
     from recsys.models.backbone import KVCache
     from recsys.models.config import RecommenderConfig
@@ -83,10 +84,11 @@ class BeamDecoder:
         k: int,
         beam: int,
         eligibility: Eligibility,
+        log_prior: LogPrior | None = None,
     ) -> DecodeResult:
         """See `Decoder.decode`."""
         check_request(k, beam)
-        masks = self._index.masks(eligibility, len(histories))
+        masks = self._index.masks(eligibility, len(histories), log_prior)
         items, lengths = pad_histories(histories, items=self._items, limit=self._limit, device=self._device)
         prompt = self._model.encode_prompt(items, lengths)
         check_finite(prompt.last)

@@ -40,19 +40,27 @@ class Buckets:
     def expand(
         self, leaves: npt.NDArray[np.integer], scores: npt.NDArray[np.floating], mask: RequestMask, k: int
     ) -> Ranked:
-        """The first k items that may be shown; all items of a leaf carry the leaf's score.
+        """The first k items that may be shown; all items of a leaf carry the leaf's score, and their own log-prior.
 
         Args:
             leaves: (m,) leaf nodes, best first.
-            scores: (m,) their scores.
+            scores: (m,) their scores; with a log-prior, the largest one below each is in it.
             mask: what the request may show.
             k: items wanted.
         """
         start = self._start[leaves]
         counts = self._start[leaves + 1] - start
         items = self._items[ranges(start, counts)]
-        kept = np.flatnonzero(mask.keeps(items))[:k]
-        return Ranked(items[kept], np.repeat(scores, counts)[kept])
+        kept = np.flatnonzero(mask.keeps(items))
+        values = np.repeat(scores, counts)
+        prior = mask.log_prior
+        if prior is None:
+            kept = kept[:k]
+        else:
+            below = prior.values[items] - np.repeat(prior.bounds[-1][leaves], counts)
+            values = values + below.astype(values.dtype, copy=False)
+            kept = kept[np.argsort(-values[kept], kind="stable")[:k]]
+        return Ranked(items[kept], values[kept])
 
 
 def fill(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recsys.decoding.eligibility import Eligibility
+    from recsys.decoding.log_prior import LogPrior
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Ranked:
 
     Attributes:
         items: (k',) int32 item indices without repetition, k' <= k.
-        scores: (k',) floating, non-increasing sums of log-probabilities in the model's precision.
+        scores: (k',) floating, non-increasing: log-probabilities, plus the log-prior where there is one, in the
+            model's precision.
     """
 
     items: npt.NDArray[np.int32]
@@ -74,6 +76,7 @@ class Decoder(Protocol):
         k: int,
         beam: int,
         eligibility: Eligibility,
+        log_prior: LogPrior | None = None,
     ) -> DecodeResult:
         """Rank items behind each history.
 
@@ -82,6 +85,7 @@ class Decoder(Protocol):
             k: items wanted per request, at least 1.
             beam: prefixes kept per level, at least 1; decoders without a beam ignore it.
             eligibility: what may be shown; it masks and never changes a score.
+            log_prior: what is added to the items' scores, for all requests; None = nothing.
 
         Returns:
             Per request at most k items; fewer only where fewer are eligible.

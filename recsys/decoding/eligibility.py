@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
 
 _NO_ITEMS = np.empty(0, dtype=np.int64)
@@ -74,12 +75,14 @@ class RequestMask:
         excluded: (m,) int64 distinct excluded items, ascending.
         hidden: how many of them were live.
         dead: for depth d in 1..L (index d - 1), ascending int64 nodes all of whose live items are excluded.
+        log_prior: what is added to the items' scores; None = nothing. It hides no item.
     """
 
     live: LivePrefixes
     excluded: npt.NDArray[np.int64]
     hidden: int
     dead: tuple[npt.NDArray[np.int64], ...]
+    log_prior: LogPrior | None = None
 
     @property
     def eligible(self) -> int:
@@ -138,22 +141,22 @@ class EligibilityIndex:
                 self._known.popitem(last=False)
         return known
 
-    def masks(self, eligibility: Eligibility, requests: int) -> list[RequestMask]:
-        """One mask per request of a batch.
+    def masks(self, eligibility: Eligibility, requests: int, log_prior: LogPrior | None = None) -> list[RequestMask]:
+        """One mask per request of a batch, the log-prior shared by all.
 
         Raises:
             InputError: `excluded` has another length than the batch or holds an index outside the catalog.
         """
         live = self.live(eligibility)
         if eligibility.excluded is None:
-            return [self._mask(live, _NO_ITEMS)] * requests
+            return [self._mask(live, _NO_ITEMS, log_prior)] * requests
         if len(eligibility.excluded) != requests:
             raise InputError(
                 f"excluded must name one list for each of {requests} requests",
                 field="excluded",
                 value=len(eligibility.excluded),
             )
-        return [self._mask(live, items) for items in eligibility.excluded]
+        return [self._mask(live, items, log_prior) for items in eligibility.excluded]
 
     def count(self, shared: npt.NDArray[np.bool_]) -> LivePrefixes:
         """The live prefixes of a bitset (I,), counted anew.
@@ -172,10 +175,10 @@ class EligibilityIndex:
         counts = tuple(np.diff(running[start]) for start in self._item_start)
         return LivePrefixes(shared, counts, tuple(count > 0 for count in counts), np.array([running[-1], 0]))
 
-    def _mask(self, live: LivePrefixes, items: npt.NDArray[np.integer]) -> RequestMask:
+    def _mask(self, live: LivePrefixes, items: npt.NDArray[np.integer], log_prior: LogPrior | None) -> RequestMask:
         trie = self._trie
         if not len(items):
-            return RequestMask(live, _NO_ITEMS, 0, (_NO_ITEMS,) * trie.levels)
+            return RequestMask(live, _NO_ITEMS, 0, (_NO_ITEMS,) * trie.levels, log_prior)
         excluded = np.unique(np.asarray(items, dtype=np.int64))
         if excluded[0] < 0 or excluded[-1] >= trie.items:
             raise InputError(
@@ -189,7 +192,7 @@ class EligibilityIndex:
         for depth in range(trie.levels):
             node, count = np.unique(nodes[:, depth], return_counts=True)
             dead.append(node[live.counts[depth][node] == count])
-        return RequestMask(live, excluded, len(hidden), tuple(dead))
+        return RequestMask(live, excluded, len(hidden), tuple(dead), log_prior)
 
 
 def _item_ranges(trie: SidTrie) -> tuple[npt.NDArray[np.int64], ...]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.eligibility import Eligibility
+    from recsys.decoding.log_prior import LogPrior
     from recsys.models.config import RecommenderConfig
 
 
@@ -60,6 +61,7 @@ class FlatDecoder:
         k: int,
         beam: int,
         eligibility: Eligibility,
+        log_prior: LogPrior | None = None,
     ) -> DecodeResult:
         """See `Decoder.decode`; there is no beam."""
         check_request(k, beam)
@@ -73,6 +75,8 @@ class FlatDecoder:
         check_finite(users)
         logits = users @ self._items.T  # (B, I)
         scores = logits.sub_(logits.logsumexp(dim=1, keepdim=True)).cpu().numpy()
+        if log_prior is not None:
+            scores += log_prior.values.astype(scores.dtype)
         ranked = []
         for row, values in enumerate(scores):
             if eligibility.shared is not None:

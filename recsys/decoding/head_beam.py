@@ -179,7 +179,12 @@ class HeadBeam:
         """Extend every prefix by one code and keep the best."""
         layer = self._levels[level]
         degree, child, codes = layer.children.rows(beams.nodes) if level else self._root  # (M,), (C,) ascending, (C,)
+        prior = mask.log_prior
+        if prior is not None and level:  # the parents' bounds give way to the children's
+            beams = beams._replace(scores=beams.scores - _like(prior.bounds[level - 1][beams.nodes], beams.scores))
         totals = self._totals(layer, hidden[level + 1], beams, child, codes, degree)  # (C,)
+        if prior is not None:
+            totals = totals + _like(prior.bounds[level][child], totals)
         alive = mask.live.alive
         kernels.hide(totals, child, alive[level] if alive else _NONE, mask.dead[level])
         last = level == len(self._levels) - 1
@@ -220,6 +225,11 @@ class HeadBeam:
             values = kernels.gathered(dense, degree, codes, opened)
         kernels.add_up(values, np.exp(values), degree, scores)
         return values
+
+
+def _like(values: Floats, other: Floats) -> Floats:
+    """Values in the precision of others."""
+    return values.astype(other.dtype, copy=False)
 
 
 def _threshold(totals: Floats, width: int) -> Floats:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.eligibility import Eligibility, RequestMask
+    from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
     from recsys.decoding.verifier import Structure
     from recsys.models.config import RecommenderConfig
@@ -102,10 +103,11 @@ class NezhaDecoder:
         k: int,
         beam: int,
         eligibility: Eligibility,
+        log_prior: LogPrior | None = None,
     ) -> DecodeResult:
         """See `Decoder.decode`."""
         check_request(k, beam)
-        masks = self._index.masks(eligibility, len(histories))
+        masks = self._index.masks(eligibility, len(histories), log_prior)
         items, lengths = pad_histories(histories, items=self._items, limit=self._limit, device=self._device)
         hidden = self._model.encode(items, lengths)  # (B, L + 1, H)
         ranked, widened = fill(
@@ -137,8 +139,10 @@ class NezhaDecoder:
             hidden = hidden.float()
         states = hidden.cpu().numpy()  # (B, L + 1, H)
         check_finite(states)
+        # behind a log-prior the best k leaves need not hold the best k items
+        leaves = self._widest if any(mask.log_prior is not None for mask in masks) else k
         return lambda rows, width: [
-            self._numpy.search(states[row], width=width, leaves=k, mask=masks[row]) for row in rows
+            self._numpy.search(states[row], width=width, leaves=leaves, mask=masks[row]) for row in rows
         ]
 
 

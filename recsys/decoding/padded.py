@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.eligibility import LivePrefixes, RequestMask
+    from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
 
 
@@ -50,6 +51,7 @@ class PaddedTrie:
         self._code = [torch.from_numpy(code.astype(np.int64)).to(device) for code in trie.node_code]
         self._widest = [int(np.diff(start).max(initial=1)) for start in trie.child_start]
         self._alive: tuple[LivePrefixes, int, list[Tensor]] | None = None
+        self._bounds: tuple[LogPrior, list[Tensor]] | None = None
 
     def root(self, batch: int, dtype: torch.dtype) -> Beams:
         """The empty prefix of each request, score 0."""
@@ -72,7 +74,7 @@ class PaddedTrie:
             beams: prefixes of `level` codes, (B, M).
             logits: (B, M, T_level).
             width: prefixes to keep per request.
-            masks: what each request may show.
+            masks: what each request may show; their log-prior is the first one's.
             own: what is scored by node beside the codes: states (B, M, F) and rows (n_{level+1}, F).
 
         Returns:
@@ -90,8 +92,14 @@ class PaddedTrie:
             values = values + (rows[child] @ states[..., None])[..., 0]
         values = values.masked_fill(~exists, -torch.inf)
         norm = (logits if self._whole_codebook else values).logsumexp(dim=2, keepdim=True)
-        totals = (values - norm + beams.scores[..., None]).flatten(1)  # (B, M * W)
+        bounds = self._bounds_of(masks[0].log_prior, beams.scores.dtype)
+        scores = beams.scores
+        if bounds and level:  # the parents' bounds give way to the children's
+            scores = scores - bounds[level - 1][beams.nodes]
+        totals = (values - norm + scores[..., None]).flatten(1)  # (B, M * W)
         child = child.flatten(1)
+        if bounds:
+            totals = totals + bounds[level][child]
         self._hide(totals, child, level, masks)
         at = _best(totals, min(width, totals.shape[1]))
         return Beams(child.gather(1, at), totals.gather(1, at), at // len(offset), codes.flatten(1).gather(1, at))
@@ -116,6 +124,14 @@ class PaddedTrie:
             table = torch.from_numpy(dead).to(self.device)
             at = torch.searchsorted(table, child).clamp_(max=longest - 1)
             totals.masked_fill_(table.gather(1, at) == child, -torch.inf)
+
+    def _bounds_of(self, prior: LogPrior | None, dtype: torch.dtype) -> list[Tensor]:
+        if prior is None:
+            return []
+        known = self._bounds
+        if known is None or known[0] is not prior or known[1][0].dtype != dtype:
+            known = self._bounds = (prior, [torch.from_numpy(b).to(self.device, dtype) for b in prior.bounds])
+        return known[1]
 
     def _alive_nodes(self, live: LivePrefixes) -> list[Tensor] | None:
         if not live.alive:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recsys.decoding.eligibility import Eligibility, RequestMask
+    from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
     from recsys.models.backbone import KVCache
     from recsys.models.head import DraftHead
@@ -148,10 +149,11 @@ class SpeculativeDecoder:
         k: int,
         beam: int,
         eligibility: Eligibility,
+        log_prior: LogPrior | None = None,
     ) -> DecodeResult:
         """See `Decoder.decode`."""
         check_request(k, beam)
-        masks = self._index.masks(eligibility, len(histories))
+        masks = self._index.masks(eligibility, len(histories), log_prior)
         config, tools = self._config, self._tools
         items, lengths = pad_histories(histories, items=config.num_items, limit=config.max_history, device=tools.device)
         hidden, prompt = tools.model.encode_with_prompt(items, lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from recsys.backends import choose_backbone
 from recsys.decoding.building import build_decoder, decoder_names
 from recsys.decoding.decoder import Decoder
 from recsys.decoding.eligibility import Eligibility
+from recsys.decoding.log_prior import LogPrior
 from recsys.decoding.nezha import NezhaDecoder
 from recsys.decoding.trie import SidTrie
 from recsys.errors import ConfigError, InputError
@@ -193,6 +194,50 @@ def test_a_narrow_beam_equals_a_naive_one(shape: str, name: str, seed: int, widt
     best = max(expected, key=lambda prefix: prefixes[prefix])
     assert tuple(codes[answer.ranked[0].items[0]].tolist()) == best
     assert float(answer.ranked[0].scores[0]) == pytest.approx(prefixes[best], rel=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "name"), WAYS)
+@settings(max_examples=6)
+@given(seed=st.integers(0, 1000))
+def test_a_log_prior_is_added_to_every_items_score(shape: str, name: str, seed: int) -> None:
+    model, trie = built(shape, seed)
+    rng = np.random.default_rng(seed)
+    values, shown = rng.normal(scale=3.0, size=ITEMS), rng.random(ITEMS) < 0.7
+    answer = build_decoder(model, trie, name=name).decode(
+        HISTORIES, k=ITEMS, beam=200, eligibility=Eligibility(shown), log_prior=LogPrior(trie, values)
+    )
+    for history, ranked in zip(HISTORIES, answer.ranked, strict=True):
+        scores = item_scores(model, trie, name, history, whole=False) + values
+        assert ranked.items.tolist() == by_score(scores, shown, trie)
+        np.testing.assert_allclose(ranked.scores, scores[ranked.items], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "name"), [*WAYS, ("compact", "batched"), ("flat", "flat")])
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1000), width=st.integers(1, 6), item=st.integers(0, ITEMS - 1))
+def test_a_log_prior_lifts_and_sinks(shape: str, name: str, seed: int, width: int, item: int) -> None:
+    """A beam of whatever width finds the lifted item; a sunk one comes last, and prefixes of none go first."""
+    torch.manual_seed(seed)
+    features = catalogue(seed)
+    config = RecommenderConfig(SIZES, ITEMS, 3, 2, shape=shape, d_model=16, layers=1, heads=2)  # type: ignore[arg-type]
+    trie = SidTrie.build(features.codes, SIZES)
+    model = build_model(config, features).double().eval()
+    decoders: dict[str, Callable[[], Decoder]] = {
+        "batched": lambda: NezhaDecoder(model, trie, batched=True),  # type: ignore[arg-type]
+    }
+    decoder = decoders.get(name, lambda: build_decoder(model, trie, name=name))()
+    pushed = np.zeros(ITEMS)
+    pushed[item] = 50.0
+    lifted = decoder.decode(HISTORIES, k=1, beam=width, eligibility=Eligibility(), log_prior=LogPrior(trie, pushed))
+    assert [ranked.items.tolist() for ranked in lifted.ranked] == [[item]] * len(HISTORIES)
+    sunk = decoder.decode(HISTORIES, k=ITEMS, beam=99, eligibility=Eligibility(), log_prior=LogPrior(trie, -pushed))
+    assert [ranked.items.tolist()[-1] for ranked in sunk.ranked] == [item] * len(HISTORIES)
+    plain = decoder.decode(HISTORIES, k=5, beam=width, eligibility=Eligibility())
+    zero = decoder.decode(
+        HISTORIES, k=5, beam=width, eligibility=Eligibility(), log_prior=LogPrior(trie, np.zeros(ITEMS))
+    )
+    for one, other in zip(plain.ranked, zero.ranked, strict=True):
+        assert one.scores.tolist() == pytest.approx(other.scores.tolist(), abs=1e-12)
 
 
 @pytest.mark.parametrize(("shape", "name"), [*WAYS, ("flat", "flat")])

@@ -30,7 +30,7 @@ class Sums:
         return self.table[[history[-1] for history in histories]]
 
     def decode(
-        self, histories: Sequence[npt.NDArray[np.integer]], *, k: int, beam: int, eligibility: Eligibility
+        self, histories: Sequence[npt.NDArray[np.integer]], *, k: int, beam: int, eligibility: Eligibility, **_: object
     ) -> DecodeResult:
         scores = self.score(histories).copy()
         for row, excluded in enumerate(eligibility.excluded or []):
@@ -45,7 +45,7 @@ class Reversed(Sums):
     """Lists its answers worst first."""
 
     def decode(
-        self, histories: Sequence[npt.NDArray[np.integer]], *, k: int, beam: int, eligibility: Eligibility
+        self, histories: Sequence[npt.NDArray[np.integer]], *, k: int, beam: int, eligibility: Eligibility, **_: object
     ) -> DecodeResult:
         straight = super().decode(histories, k=k, beam=beam, eligibility=eligibility)
         return DecodeResult([Ranked(one.items[::-1], one.scores[::-1]) for one in straight.ranked], straight.spent)
