@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from recsys.decoding.eligibility import LivePrefixes, RequestMask
     from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
+
+
+_GATHERED: Final = 2**26  # numbers of rows that stand in memory at once
 
 
 class Beams(NamedTuple):
@@ -88,8 +91,7 @@ class PaddedTrie:
         codes = self._code[level][child]
         values = logits.gather(2, codes)
         if own is not None:
-            states, rows = own
-            values = values + (rows[child] @ states[..., None])[..., 0]
+            values = values + _products(*own, child)
         values = values.masked_fill(~exists, -torch.inf)
         norm = (logits if self._whole_codebook else values).logsumexp(dim=2, keepdim=True)
         bounds = self._bounds_of(masks[0].log_prior, beams.scores.dtype)
@@ -142,6 +144,13 @@ class PaddedTrie:
             copies = [torch.from_numpy(alive).to(self.device, copy=True) for alive in live.alive]
             known = self._alive = (live, changes, copies)
         return known[2]
+
+
+def _products(states: Tensor, rows: Tensor, child: Tensor) -> Tensor:
+    """States (B, M, F) with the rows (n, F) of their children (B, M, W): (B, M, W), some beams at a time."""
+    at_once = max(1, _GATHERED // (child[:, 0].numel() * rows.shape[1]))
+    pieces = zip(states.split(at_once, dim=1), child.split(at_once, dim=1), strict=True)
+    return torch.cat([(rows[nodes] @ some[..., None])[..., 0] for some, nodes in pieces], dim=1)
 
 
 def _best(totals: Tensor, width: int) -> Tensor:
