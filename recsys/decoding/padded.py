@@ -149,7 +149,7 @@ class PaddedTrie:
 def _products(states: Tensor, rows: Tensor, child: Tensor) -> Tensor:
     """States (B, M, F) with the rows (n, F) of their children (B, M, W): (B, M, W), some beams at a time."""
     at_once = max(1, _GATHERED // (child[:, 0].numel() * rows.shape[1]))
-    pieces = zip(states.split(at_once, dim=1), child.split(at_once, dim=1), strict=True)
+    pieces = zip(torch.split(states, at_once, dim=1), torch.split(child, at_once, dim=1), strict=True)
     return torch.cat([(rows[nodes] @ some[..., None])[..., 0] for some, nodes in pieces], dim=1)
 
 
