@@ -7,16 +7,18 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from serving.metrics import Metrics
+
+_REMEMBERED: Final = 0.8  # weight of earlier batches in the pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class EngineRequest:
         allow: only these items may be shown; None = all.
         deny: none of these may be shown.
         exclude_seen: whether no item of the history may be shown.
+        deadline: monotonic seconds by which decoding must begin for the answer to be of use; None = whenever.
     """
 
     history: Sequence[str]
@@ -42,6 +45,7 @@ class EngineRequest:
     allow: Sequence[str] | None = None
     deny: Sequence[str] = ()
     exclude_seen: bool = True
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Engine(Protocol):
         """Answer one request.
 
         Raises:
-            UnavailableError: no bundle yet, the queue is full, or the engine is stopping.
+            UnavailableError: no bundle yet, the queue is full, the deadline cannot be kept, or the engine is stopping.
         """
 
 
@@ -137,14 +141,26 @@ class InProcessEngine:
     Requests that wait while a batch is decoded form the next batch; nobody waits for a batch to fill. A batch is
     answered by one recommender, so that an answer never mixes two bundles.
 
+    A request is refused at once where those before it will, at the pace of the last batches, still be decoded when its
+    deadline passes; one whose deadline has passed when its turn comes is refused then. Nothing is decoded in vain.
+
     Args:
         metrics: counts batches and the queue.
         queue_limit: requests that may wait.
         batch_limit: requests that are decoded together.
         torch_threads: threads of one tensor operation.
+        clock: monotonic seconds, those of the deadlines.
     """
 
-    def __init__(self, metrics: Metrics, *, queue_limit: int, batch_limit: int, torch_threads: int) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        queue_limit: int,
+        batch_limit: int,
+        torch_threads: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._metrics = metrics
         self._batch_limit = batch_limit
         self._torch_threads = torch_threads
@@ -152,6 +168,9 @@ class InProcessEngine:
         metrics.queue.set_function(self._queue.qsize)
         self._recommender: Recommender | None = None
         self._stopping = False
+        self._clock = clock
+        self._pace = 0.0  # seconds a request takes, of the last batches
+        self._busy_until = 0.0  # when the batch in work should be done
         self._thread = threading.Thread(target=self._run, name="windfire-engine", daemon=True)
         self._thread.start()
 
@@ -169,6 +188,9 @@ class InProcessEngine:
         """See `Engine.recommend`."""
         if self._recommender is None or self._stopping:
             raise UnavailableError("no bundle is loaded" if not self._stopping else "the server is stopping")
+        if request.deadline is not None and self._expected_start() > request.deadline:
+            self._metrics.late.labels("refused").inc()
+            raise UnavailableError("the model cannot begin before the request's deadline")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(request, loop.create_future(), loop)
         try:
@@ -176,6 +198,9 @@ class InProcessEngine:
         except queue.Full:
             raise UnavailableError("too many requests wait for the model") from None
         return await waiting.answer
+
+    def _expected_start(self) -> float:
+        return max(self._clock(), self._busy_until) + self._pace * self._queue.qsize()
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""
@@ -198,19 +223,35 @@ class InProcessEngine:
             self._answer(batch)
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        live = [waiting for waiting in batch if not waiting.answer.cancelled()]
+        live = self._in_time([waiting for waiting in batch if not waiting.answer.cancelled()])
         recommender = self._recommender
         if not live or recommender is None:
             return
-        started = time.perf_counter()
+        begun, started = self._clock(), time.perf_counter()
+        self._busy_until = begun + self._pace * len(live)
         try:
             answers: list[EngineAnswer | Exception] = list(recommender.recommend([each.request for each in live]))
         except Exception as error:  # noqa: BLE001 - raised again where the request waits
             answers = self._one_by_one(recommender, live) if len(live) > 1 else [error]
         self._metrics.decode.observe(time.perf_counter() - started)
         self._metrics.batch.observe(len(live))
+        pace = (self._clock() - begun) / len(live)
+        self._pace = pace if self._pace == 0 else _REMEMBERED * self._pace + (1 - _REMEMBERED) * pace
+        self._busy_until = 0.0
         for waiting, answer in zip(live, answers, strict=True):
             waiting.loop.call_soon_threadsafe(_settle, waiting.answer, answer)
+
+    def _in_time(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Those whose deadline has not passed; the others are told."""
+        now, live = self._clock(), []
+        for waiting in batch:
+            if waiting.request.deadline is None or waiting.request.deadline >= now:
+                live.append(waiting)
+            else:
+                self._metrics.late.labels("expired").inc()
+                error = UnavailableError("the request's deadline passed while it waited for the model")
+                waiting.loop.call_soon_threadsafe(_settle, waiting.answer, error)
+        return live
 
     def _one_by_one(self, recommender: Recommender, live: list[_Waiting]) -> list[EngineAnswer | Exception]:
         """After a batch has failed: nobody else pays for the request that broke it."""

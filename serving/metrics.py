@@ -22,6 +22,7 @@ class Metrics:
         events: event rows by result.
         exposures_dropped: exposures that found the queue full or the disk failing.
         history_failures: durable events whose merge into a history failed; replayed at the next start.
+        late: recommend requests refused for their deadline, at once or when their turn came.
         queue: recommend requests waiting for the model.
         bundle: 1 for the version that answers.
         reloads: bundles put in, or refused, by result.
@@ -53,6 +54,12 @@ class Metrics:
         self.exposures_dropped = Counter("windfire_exposures_dropped", "Exposures not written.", registry=registry)
         self.history_failures = Counter(
             "windfire_history_failures", "Durable events not yet in a history.", registry=registry
+        )
+        self.late = Counter(
+            "windfire_late",
+            "Requests whose deadline could not be kept, or passed in the queue.",
+            ["when"],
+            registry=registry,
         )
         self.queue = Gauge("windfire_engine_queue", "Requests waiting for the model.", registry=registry)
         self.bundle = Gauge("windfire_bundle", "1 for the bundle that answers.", ["version"], registry=registry)

@@ -131,6 +131,7 @@ def _engine_request(body: RecommendRequest, services: Services, now: int) -> Eng
         allow=filters.allow,
         deny=filters.deny,
         exclude_seen=body.exclude_seen,
+        deadline=time.monotonic() + services.settings.deadline.total_seconds(),
     )
 
 

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     beam: Annotated[int, Ge(1), Le(4096)] = 50
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64
+    deadline: Duration = timedelta(seconds=2)
     batch_limit: Annotated[int, Ge(1)] = 8
     bundle_poll: Duration = timedelta(seconds=2)
     event_clock_skew: DurationOrZero = timedelta(minutes=5)

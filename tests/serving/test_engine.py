@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from recsys.errors import UnavailableError
@@ -39,8 +41,8 @@ def engine() -> Iterator[InProcessEngine]:
     engine.close()
 
 
-def request(n: int) -> EngineRequest:
-    return EngineRequest(history=[], n=n, time=0)
+def request(n: int, deadline: float | None = None) -> EngineRequest:
+    return EngineRequest(history=[], n=n, time=0, deadline=deadline)
 
 
 async def busy(engine: InProcessEngine, scripted: Scripted) -> asyncio.Task[EngineAnswer]:
@@ -145,3 +147,112 @@ def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
         assert [answer.catalog_version for answer in await asyncio.gather(*tasks)] == ["1", "2"]
 
     asyncio.run(scenario())
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def timed(clock: Clock) -> Iterator[InProcessEngine]:
+    engine = InProcessEngine(Metrics(), queue_limit=8, batch_limit=3, torch_threads=1, clock=clock)
+    yield engine
+    engine.close()
+
+
+def test_what_expires_in_the_queue_is_told_and_not_decoded(timed: InProcessEngine, clock: Clock) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(timed, scripted)
+        late, early = (
+            asyncio.create_task(timed.recommend(request(n, deadline=d))) for n, d in ((2, 101.0), (3, 105.0))
+        )
+        await asyncio.sleep(0)
+        clock.now += 2
+        scripted.gate.set()
+        with pytest.raises(UnavailableError, match="passed while it waited"):
+            await late
+        await asyncio.gather(first, early)
+        assert scripted.batches == [[1], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcessEngine, clock: Clock) -> None:
+    async def scenario() -> None:
+        slow, following = Scripted(), Scripted()
+        first = await busy(timed, slow)
+        clock.now += 3  # what the first batch takes: the pace is now 3 seconds a request
+        slow.gate.set()
+        await first
+        second = await busy(timed, following)  # done at 106, says the pace
+        waiting = asyncio.create_task(timed.recommend(request(2, deadline=107.0)))  # begins at 106
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError, match="before the request's deadline"):
+            await timed.recommend(request(3, deadline=108.9))  # would begin at 109
+        admitted = asyncio.create_task(timed.recommend(request(4, deadline=109.1)))
+        await asyncio.sleep(0)
+        following.gate.set()
+        await asyncio.gather(second, waiting, admitted)
+        assert following.batches == [[1], [2, 4]]
+
+    asyncio.run(scenario())
+
+
+class Echo(Scripted):
+    """As `Scripted`, its gate open, slow now and then."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.rng = rng
+        self.gate.set()
+
+    def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        time.sleep(float(self.rng.exponential(0.001)))
+        return super().recommend(requests)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_ends_once_with_its_own_answer_or_an_error(seed: int) -> None:
+    """Random arrivals, deadlines, cancellations, swaps and failures; at last the engine is closed under way."""
+    rng = np.random.default_rng(seed)
+    metrics = Metrics()
+    engine = InProcessEngine(metrics, queue_limit=20, batch_limit=4, torch_threads=1)
+    engine.swap(Echo(np.random.default_rng(seed)))
+
+    async def one(n: int) -> EngineAnswer:
+        return await engine.recommend(request(n, deadline=time.monotonic() + float(rng.exponential(0.01))))
+
+    async def scenario() -> list[EngineAnswer | BaseException]:
+        tasks = []
+        for n in range(400):
+            tasks.append(asyncio.create_task(one(n)))
+            await asyncio.sleep(float(rng.exponential(0.0005)))
+            for task in rng.choice(np.array(tasks, dtype=object), size=int(rng.random() < 0.1)):
+                task.cancel()
+            for name in ["other"][: int(rng.random() < 0.05)]:
+                engine.swap(Echo(np.random.default_rng(len(name))))
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+        await closing
+        return ended
+
+    ended = asyncio.run(scenario())
+    kinds = {EngineAnswer: 0, UnavailableError: 0, ValueError: 0, asyncio.CancelledError: 0}
+    for outcome in ended:
+        kinds[type(outcome)] += 1  # no other kind
+    answered = {n: outcome for n, outcome in enumerate(ended) if isinstance(outcome, EngineAnswer)}
+    assert all(answer.catalog_version == str(n) for n, answer in answered.items())
+    assert 13 not in answered
+    assert kinds[EngineAnswer] > 50
+    assert kinds[UnavailableError] > 0
