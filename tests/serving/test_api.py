@@ -213,6 +213,16 @@ def test_two_applications_do_not_share_counters(server_settings: Settings, tmp_p
         assert 'route="/v1/recommend"' not in two.get("/metrics").text
 
 
+def test_a_deadline_that_cannot_be_kept_is_a_503_and_counted(server_settings: Settings) -> None:
+    hasty = server_settings.model_copy(update={"deadline": timedelta(microseconds=1)})
+    with TestClient(create_app(hasty)) as client:
+        status, body = post(client, "/v1/recommend", orjson.dumps({"history": KNOWN}))
+        assert (status, body["code"], body["retryable"]) == (503, "unavailable", True)
+        assert "deadline" in body["message"]
+        late = [line for line in client.get("/metrics").text.splitlines() if line.startswith("windfire_late_total{")]
+    assert sum(float(line.split()[-1]) for line in late) == 1
+
+
 def test_a_second_server_on_the_same_state_is_refused(client: TestClient, server_settings: Settings) -> None:
     with pytest.raises(UnavailableError, match="another writer"), TestClient(create_app(server_settings)):
         pass
