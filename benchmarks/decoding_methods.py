@@ -33,7 +33,7 @@ _WRITERS: Final[dict[str, type[CompactRecommender | TokenRecommender]]] = {
     "compact": CompactRecommender,
     "token": TokenRecommender,
 }
-ENGINES: Final = ("onnx", "onnx_int8")  # beside torch
+ENGINES: Final = ("torch_bf16", "onnx", "onnx_int8")  # beside torch
 _TEXT: Final = 384  # width of the packaged text encoder
 _COLLABORATIVE: Final = 128
 

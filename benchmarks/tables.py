@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MARKED: Final = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _ABSENT: Final = "-"
-_ENGINES: Final = ("_onnx", "_onnx_int8")  # endings of methods whose forwards torch does not compute
+_ENGINES: Final = ("_torch_bf16", "_onnx", "_onnx_int8")  # endings of methods whose forwards another engine computes
 
 Named = dict[str, Figure]
 

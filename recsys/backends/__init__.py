@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from recsys.backends.half import HalfEngine
 from recsys.errors import ConfigError
 from recsys.models.compact import own_backbone
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineName", "choose_backbone", "choose_engine"]
 
-EngineName = Literal["auto", "torch", "onnx", "onnx_int8"]
+EngineName = Literal["auto", "torch", "torch_bf16", "onnx", "onnx_int8"]
 
 
 def choose_backbone(config: RecommenderConfig) -> AnyBackbone:
@@ -40,8 +41,9 @@ def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
     """What computes the forwards of a frozen model on a CPU.
 
     Args:
-        name: `torch`; `onnx` (ONNX Runtime in float32); `onnx_int8` (8-bit weights, answers differ a little); `auto`,
-            which is `onnx` for the backbone `own` where onnxruntime is installed, else `torch`.
+        name: `torch`; `torch_bf16` (matrix products in bfloat16, answers differ a little); `onnx` (ONNX Runtime in
+            float32); `onnx_int8` (8-bit weights, answers differ a little); `auto`, which is `onnx` for the backbone
+            `own` where onnxruntime is installed, else `torch`.
         config: of the model.
 
     Returns:
@@ -60,6 +62,8 @@ def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
         raise ConfigError(
             "this engine runs the backbone `own` only", field="engine", value=name, remedy="choose the engine `torch`"
         )
+    if name == "torch_bf16":
+        return HalfEngine
     try:
         from recsys.backends.onnx import OnnxEngine
     except ImportError as error:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from recsys.errors import ConfigError
 from recsys.models.backbone import EPSILON, rotary_frequency
+from recsys.models.item_input import FROZEN_BYTES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,6 +33,7 @@ _FUSED_OPSET: Final = 1
 _IR_VERSION: Final = 10
 _END: Final = np.iinfo(np.int64).max
 _LAST: Final = np.array([-1])  # the newest position alone
+_ROWS_AT_ONCE: Final = 2**16  # of a table
 _WARNINGS: Final = 3  # ONNX Runtime's severity: errors and worse are logged
 
 
@@ -43,7 +45,8 @@ class OnnxEngine:
     Args:
         backbone: float32 on the CPU, in evaluation mode; its weights are copied.
         positions: the longest sequence.
-        around: for `read`; its table is kept, not copied.
+        around: for `read`. Behind every row of its table stand the queries, keys and values that the first block
+            makes of it, up to 512 MiB in all; a larger table is kept as it is, not copied.
         int8: matrices as 8-bit integers with one scale per column, activations quantised as they come; states then
             differ from float32's by about one part in a hundred.
 
@@ -63,8 +66,9 @@ class OnnxEngine:
         self._tail_graph = partial(_Graph, backbone, positions, maps=None, int8=int8)
         self._read: onnxruntime.InferenceSession | None = None
         if around is not None:
-            self._table: Floats = around.table.numpy()
-            self._read = _session(_Graph(backbone, positions, maps=around.maps, int8=int8))
+            wide = _with_first_products(backbone, around.table)
+            self._table: Floats = (around.table if wide is None else wide).numpy()
+            self._read = _session(_Graph(backbone, positions, maps=around.maps, int8=int8, wide=wide is not None))
         else:
             self._tail  # noqa: B018 - made now, not by the first request
 
@@ -100,6 +104,22 @@ class OnnxEngine:
         return _together(rows)
 
 
+def _with_first_products(backbone: Backbone, table: Tensor) -> Tensor | None:
+    """(I + 1, 4H): inputs (I + 1, H) and what the first block's attention makes of them before it turns them.
+
+    None where that would take more than `FROZEN_BYTES`.
+    """
+    count, width = table.shape
+    if 4 * table.nbytes > FROZEN_BYTES:
+        return None
+    first: Block = backbone.blocks[0]  # type: ignore[assignment]
+    wide = table.new_empty(count, 4 * width)
+    wide[:, :width] = table
+    for rows in torch.split(wide, _ROWS_AT_ONCE):
+        rows[:, width:] = first.attention.qkv(first.attention_norm(rows[:, :width]))
+    return wide
+
+
 def _session(graph: _Graph) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -115,10 +135,12 @@ class _Graph:
     """The nodes and weights of one backbone.
 
     Without maps x (1, n, H) and first (1,) = -count become states (1, count, H); with maps (H, K) rows of a table
-    (I + 1, H) at places (n,) become mapped states (1, count, K).
+    (I + 1, H), or (I + 1, 4H) if `wide`, at places (n,) become mapped states (1, count, K).
     """
 
-    def __init__(self, backbone: Backbone, positions: int, *, maps: Tensor | None, int8: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, positions: int, *, maps: Tensor | None, int8: bool, wide: bool = False
+    ) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._int8 = int8
@@ -127,14 +149,21 @@ class _Graph:
         self._turn = [self._constant("cos", angle.cos()), self._constant("sin", angle.sin())]  # (positions, d / 2)
         self._start = self._constant("start", np.zeros(1, np.int64))
         self._reads_table = maps is not None
-        x, residual = "x", ""
+        x, residual, given = "x", "", list[str]()
+        self._table_width = 4 * self._width if wide else self._width
         if self._reads_table:
             looked_up = self._node("Gather", ["table", "places"], axis=0)
             x = self._node("Unsqueeze", [looked_up, self._constant("batch", np.zeros(1, np.int64))])
+        if wide:
+            x, *given = self._split(x)
         blocks: list[Block] = list(backbone.blocks)  # type: ignore[arg-type]
         for index, block in enumerate(blocks):
-            x, normed = self._normed(x, residual, block.attention_norm.weight)
-            mixed = self._attention(block, normed)
+            if index == 0 and wide:
+                mixed = self._attention(*given)
+            else:
+                x, normed = self._normed(x, residual, block.attention_norm.weight)
+                # three products: splitting the result of one costs more than it saves
+                mixed = self._attention(*(self._product(normed, part) for part in block.attention.qkv.weight.chunk(3)))
             if index == len(blocks) - 1:  # behind the last attention nothing else is wanted
                 mixed, x = self._tail(mixed), self._tail(x)
             x, normed = self._normed(x, self._product(mixed, block.attention.out.weight), block.ffn_norm.weight)
@@ -150,7 +179,7 @@ class _Graph:
         describe = helper.make_tensor_value_info
         inputs = [describe("first", TensorProto.INT64, [1])]
         if self._reads_table:
-            inputs.append(describe("table", TensorProto.FLOAT, ["rows", self._width]))
+            inputs.append(describe("table", TensorProto.FLOAT, ["rows", self._table_width]))
             inputs.append(describe("places", TensorProto.INT64, ["n"]))
         else:
             inputs.append(describe("x", TensorProto.FLOAT, [1, "n", self._width]))
@@ -159,9 +188,13 @@ class _Graph:
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_FUSED, _FUSED_OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
-    def _attention(self, block: Block, normed: str) -> str:
-        # three products: splitting the result of one costs more than it saves
-        q, k, v = (self._product(normed, part) for part in block.attention.qkv.weight.chunk(3))
+    def _split(self, x: str) -> list[str]:
+        """The input, and the first block's queries, keys and values."""
+        names = ["input", "first_q", "first_k", "first_v"]
+        self._nodes.append(helper.make_node("Split", [x], names, axis=2, num_outputs=4))
+        return names
+
+    def _attention(self, q: str, k: str, v: str) -> str:
         q, k = (
             self._node("RotaryEmbedding", [part, self._start, *self._turn], domain=_FUSED, num_heads=self._heads)
             for part in (q, k)

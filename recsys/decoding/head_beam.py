@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from recsys.decoding import kernels
-from recsys.decoding.head_cell import HeadCell, product
-from recsys.decoding.verifier import listing
+from recsys.decoding.head_cell import FEW, HeadCell, product
+from recsys.decoding.verifier import Rows, listing
 from recsys.errors import DataError
 from recsys.models.head import prefix_rows
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # A compiled dot product costs about as much as this many columns of a dense product (measured, H = 128, 256).
 _GATHER_COST = 5
 _NONE = np.empty(0, dtype=np.bool_)
+_NO_NODES = np.empty(0, dtype=np.int64)
 
 
 class _Level(NamedTuple):
@@ -133,8 +134,7 @@ class HeadBeam:
         for level in range(last):
             beams = self._step(level, beams, hidden, width, mask)
         nodes, scores, _, _ = self._step(last, beams, hidden, min(width, leaves), mask)
-        order = np.argsort(-scores, kind="stable")
-        return nodes[order], scores[order]
+        return kernels.ranked(nodes, scores)
 
     def draft(
         self, hidden: Floats, nodes: Ints, codes: Ints, scores: Floats, *, width: int, mask: RequestMask
@@ -154,8 +154,8 @@ class HeadBeam:
         """
         start = self._start(hidden)
         opened = self._levels[1].opened.take(nodes)
-        row = np.zeros(int(opened.sum()), dtype=np.int64)
-        state = self._cells[0].advance(start.state, row, codes[opened]) if len(row) else hidden[:0]
+        at = np.zeros(int(opened.sum()), dtype=np.int64)
+        state = self._cells[0].advance(start.state, at[:1], at, codes[opened]) if len(at) else hidden[:0]
         beams = _Beams(nodes, scores, opened, state)
         drafted = []
         for level in range(1, len(self._levels) - 1):
@@ -164,11 +164,17 @@ class HeadBeam:
         return drafted
 
     def _compile(self) -> None:
-        """Compile both ways to a row's logits now: which one a search takes depends on its beams."""
-        layer, (degree, _, codes) = self._levels[0], self._root
-        state = np.zeros((1, layer.state_rows.shape[1]), dtype=layer.state_rows.dtype)
-        kernels.dotted(state, layer.state_rows, layer.bias, degree, codes, layer.opened)
-        kernels.gathered(product(state, layer.state), degree, codes, layer.opened)
+        """Compile now all the ways that a search may take, by what its beams ask for."""
+        width = self._levels[0].state_rows.shape[1]
+        hidden = np.zeros((len(self._levels) + 1, width), dtype=self._levels[0].state_rows.dtype)
+        state, rows, opened = hidden[:2], self._root, np.ones(1, dtype=np.bool_)
+        for cell in self._cells[:1]:
+            for parents in (self._root.codes[:1] * 0, np.zeros(FEW + 1, dtype=np.int64)):
+                cell.advance(state, parents, parents[:1], parents[:1])
+        if not self._whole_codebook:
+            layer = self._levels[0]
+            values = kernels.gathered(product(state, layer.state), rows.degree, rows.codes, opened)
+            kernels.choose(values, hidden[0, :1], rows, opened, (_NONE, _NO_NODES), hidden[0, :0], 1, _NONE)
 
     def _start(self, hidden: Floats) -> _Beams:
         opened = self._levels[0].opened
@@ -182,63 +188,76 @@ class HeadBeam:
         prior = mask.log_prior
         if prior is not None and level:  # the parents' bounds give way to the children's
             beams = beams._replace(scores=beams.scores - _like(prior.bounds[level - 1][beams.nodes], beams.scores))
-        totals = self._totals(layer, hidden[level + 1], beams, child, codes, degree)  # (C,)
-        if prior is not None:
-            totals = totals + _like(prior.bounds[level][child], totals)
-        alive = mask.live.alive
-        kernels.hide(totals, child, alive[level] if alive else _NONE, mask.dead[level])
         last = level == len(self._levels) - 1
         opens = _NONE if last else self._levels[level + 1].opened
-        nodes, scores, opened, row, letters = kernels.pick(
-            totals, _threshold(totals, width), width, degree, child, codes, beams.opened, opens
-        )
-        state = beams.state if last else self._cells[level].advance(beams.state, row, letters)
+        shown = (mask.live.alive[level] if mask.live.alive else _NONE, mask.dead[level])
+        bounds = hidden[0, :0] if prior is None else _like(prior.bounds[level], hidden)
+        chosen = self._chosen(layer, hidden[level + 1], beams, Rows(degree, child, codes), shown, bounds, width, opens)
+        nodes, scores, opened, parents, at, letters = chosen
+        state = beams.state if last else self._cells[level].advance(beams.state, parents, at, letters)
         return _Beams(nodes, scores, opened, state)
 
-    def _totals(self, layer: _Level, hidden: Floats, beams: _Beams, child: Ints, codes: Ints, degree: Ints) -> Floats:
-        """(C,) score of every child: the beam's score plus log p(code | prefix)."""
+    def _chosen(
+        self,
+        layer: _Level,
+        hidden: Floats,
+        beams: _Beams,
+        rows: Rows,
+        shown: tuple[Bools, Ints],
+        bounds: Floats,
+        width: int,
+        opens: Bools,
+    ) -> tuple[Ints, Floats, Bools, Ints, Ints, Ints]:
+        """See `kernels.choose`; hidden (H,) is the level's."""
         _, scores, opened, state = beams
+        if self._whole_codebook:
+            totals = _over_codebook(layer, hidden, beams, rows)
+            kernels.hide(totals, rows.child, *shown)
+            if len(bounds):
+                totals += bounds[rows.child]
+            return kernels.pick(totals, width, *rows, opened, opens)
         if layer.node_rows is not None:
-            if layer.hidden is None:
-                state = state + hidden
-            else:
-                state = np.concatenate([np.broadcast_to(hidden, state.shape), state], axis=1)
-            values = kernels.dotted(state, layer.node_rows, layer.node_bias, degree, child, opened)
-            kernels.add_up(values, np.exp(values), degree, scores)
-            return values
-        count, size = len(state), layer.state.shape[1]
-        shared = layer.bias  # (T,) what all beams have in common, or (0,)
-        if layer.hidden is None:
-            state = state + hidden
+            if layer.hidden is not None:
+                state, hidden = np.concatenate([np.broadcast_to(hidden, state.shape), state], axis=1), hidden[:0]
+            by_node, output, shared = True, layer.node_rows, layer.node_bias
         else:
-            common = product(hidden[None], layer.hidden)[0]
-            shared = common + shared if len(shared) else common
-        if not self._whole_codebook and len(codes) * _GATHER_COST < count * size:
-            values = kernels.dotted(state, layer.state_rows, shared, degree, codes, opened)
-        else:
-            dense = product(state, layer.state)  # (M', T)
-            if len(shared):
-                dense += shared
-            if self._whole_codebook:
-                logits: Floats = torch.from_numpy(dense).log_softmax(dim=1).numpy()
-                return np.repeat(scores, degree) + logits[np.repeat(np.arange(count), degree), codes]
-            values = kernels.gathered(dense, degree, codes, opened)
-        kernels.add_up(values, np.exp(values), degree, scores)
-        return values
+            state, hidden, shared = _fused(layer, hidden, state)
+            if len(state) > 1 and len(rows.codes) * _GATHER_COST >= len(state) * layer.state.shape[1]:
+                values = kernels.gathered(_dense(layer, hidden, state, shared), rows.degree, rows.codes, opened)
+                return kernels.choose(values, scores, rows, opened, shown, bounds, width, opens)
+            by_node, output = False, layer.state_rows
+        return kernels.extend(
+            state, hidden, output, shared, by_node, scores, rows, opened, shown, bounds, width, opens
+        )
+
+
+def _over_codebook(layer: _Level, hidden: Floats, beams: _Beams, rows: Rows) -> Floats:
+    """(C,) total of every child: the beam's score plus log p(code) among all codes of the level."""
+    state, hidden, shared = _fused(layer, hidden, beams.state)
+    dense = torch.from_numpy(_dense(layer, hidden, state, shared))
+    logits: Floats = dense.log_softmax(dim=1).numpy()  # (M, T): with the whole codebook every beam is open
+    return np.repeat(beams.scores, rows.degree) + logits[np.repeat(np.arange(len(state)), rows.degree), rows.codes]
+
+
+def _fused(layer: _Level, hidden: Floats, state: Floats) -> tuple[Floats, Floats, Floats]:
+    """(M', H) states, (H,) what is added to each or (0,), and (T,) what is added to their logits or (0,)."""
+    if layer.hidden is None:
+        return state, hidden, layer.bias
+    common = product(hidden[None], layer.hidden)[0]
+    return state, hidden[:0], common + layer.bias if len(layer.bias) else common
+
+
+def _dense(layer: _Level, hidden: Floats, state: Floats, shared: Floats) -> Floats:
+    """(M', T) logits over the whole codebook."""
+    dense = product(state + hidden if len(hidden) else state, layer.state)
+    if len(shared):
+        dense += shared
+    return dense
 
 
 def _like(values: Floats, other: Floats) -> Floats:
     """Values in the precision of others."""
     return values.astype(other.dtype, copy=False)
-
-
-def _threshold(totals: Floats, width: int) -> Floats:
-    """(1,) the width-th largest."""
-    surplus = len(totals) - width
-    if surplus <= 0:
-        return np.full(1, -np.inf, dtype=totals.dtype)
-    ordered: Floats = np.partition(totals, surplus)
-    return ordered[surplus : surplus + 1]
 
 
 def _lay_out(weights: HeadWeights, level: int, trie: SidTrie, children: Verifier, opened: Bools) -> _Level:

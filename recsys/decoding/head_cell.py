@@ -1,12 +1,8 @@
-"""The draft head's recurrent cell in NumPy, laid out for few passes over contiguous memory.
-
-torch would need fewer calls, but between two requests an operation's code leaves the caches, and torch's is the longer
-way back.
-"""
+"""The draft head's recurrent cell: one matrix product over the parents, and one compiled loop over the children."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -21,11 +17,11 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating]
     Ints = npt.NDArray[np.int64]
 
+FEW: Final = 8  # parents; measured, H = 128 and 256
+
 
 class HeadCell:
     """The state behind one more code: a tanh RNN cell, a GRU cell, or the state itself.
-
-    Of the GRU, sigmoid(x) is computed as (1 + tanh(x / 2)) / 2, which cannot overflow; the halves are in the weights.
 
     Args:
         weights: the head.
@@ -39,45 +35,37 @@ class HeadCell:
         # (T, G) what each code adds, with every bias that is only added
         given = weights.codes[level] @ weights.input_weight[level].T + weights.input_bias[level]
         recurrent, bias = weights.state_weight[level], weights.state_bias[level]
-        width = recurrent.shape[1]
-        gates = len(recurrent) - width  # 2H of a GRU, reset and update; none of an RNN
-        self._given_gates = np.ascontiguousarray((given + bias)[:, :gates]) * 0.5
-        self._gates = _right_side(recurrent[:gates] * 0.5)
-        self._fresh = _right_side(recurrent[gates:])
-        self._bias = bias[gates:]
-        # the reset gate multiplies this bias of a GRU: it cannot stand in the table
-        self._given_fresh = np.ascontiguousarray(given[:, gates:] + (self._bias if gates == 0 else 0))
+        gates = len(recurrent) - recurrent.shape[1]  # 2H of a GRU, reset and update; none of an RNN
+        # the reset gate multiplies the last third of a GRU's bias: it cannot stand in the table
+        added = np.concatenate([bias[:gates], np.zeros_like(bias[gates:])]) if gates else bias
+        self._given = np.ascontiguousarray(given + added)
+        self._bias = np.ascontiguousarray(bias[gates:])
+        self._recurrent = np.ascontiguousarray(recurrent.T)  # (H, G)
 
-    def advance(self, state: Floats, row: Ints, codes: Ints) -> Floats:
+    def advance(self, state: Floats, parents: Ints, at: Ints, codes: Ints) -> Floats:
         """The states of children.
 
         Args:
-            state: (M, H) of the parents.
-            row: (n,) each child's parent.
+            state: (M, H) of the beams.
+            parents: (P,) rows of the beams that have children, ascending.
+            at: (n,) each child's place among the parents.
             codes: (n,) the code each child has written.
 
         Returns:
             (n, H).
         """
         if self.transition == "none":
-            return state.take(row, axis=0)
-        # one product per parent where there are fewer of them than children
-        few = len(state) < len(row)
-        source = state if few else state.take(row, axis=0)
-        at = row if few else np.arange(len(row))
-        if self.transition == "rnn":
-            fresh = kernels.spread(product(source, self._fresh), at, self._given_fresh, codes)
-            return np.tanh(fresh, out=fresh)
-        gates = kernels.spread(product(source, self._gates), at, self._given_gates, codes)
-        np.tanh(gates, out=gates)  # (n, 2H)
-        fresh = kernels.reset(product(source, self._fresh), at, self._bias, gates, self._given_fresh, codes)
-        np.tanh(fresh, out=fresh)
-        kernels.blend(state, row, gates, fresh)
-        return fresh
-
-
-def _right_side(weight: Floats) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(weight.T))
+            return state.take(parents, axis=0).take(at, axis=0)
+        few, rnn = len(parents) <= FEW, self.transition == "rnn"
+        if few and rnn:
+            return kernels.few_rnn(state, parents, self._recurrent, at, self._given, codes)
+        if few:
+            return kernels.few_gru(state, parents, self._recurrent, at, self._given, self._bias, codes)
+        source = state if len(parents) == len(state) else state.take(parents, axis=0)  # (P, H)
+        products = product(source, torch.from_numpy(self._recurrent))  # (P, G)
+        if rnn:
+            return kernels.rnn(products, at, self._given, codes)
+        return kernels.gru(state, parents, products, at, self._given, self._bias, codes)
 
 
 def product(left: Floats, right: torch.Tensor) -> Floats:

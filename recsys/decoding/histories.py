@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PADDING = -1
+_CPU = torch.device("cpu")
 
 
 def pad_histories(
@@ -22,7 +23,7 @@ def pad_histories(
     *,
     items: int,
     limit: int | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device = _CPU,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Put histories side by side, oldest item first, padding behind the newest.
 
@@ -39,16 +40,17 @@ def pad_histories(
         InputError: an index outside the catalogue.
     """
     kept = [np.asarray(history) if limit is None else np.asarray(history)[-limit:] for history in histories]
-    lengths = np.array([len(history) for history in kept], dtype=np.int64)
-    width = max(1, int(lengths.max(initial=0)))
-    padded = np.zeros((len(kept), width), dtype=np.int64)
+    counts = [len(history) for history in kept]
+    width = max(1, *counts) if counts else 1
+    padded = np.full((len(kept), width), PADDING, dtype=np.int64)
     for row, history in enumerate(kept):
-        padded[row, : len(history)] = history
-    lowest, highest = padded.min(initial=0), padded.max(initial=0)
+        if len(history):
+            _check(int(history.min()), int(history.max()), items)
+            padded[row, : len(history)] = history
+    found, lengths = torch.from_numpy(padded), torch.tensor(counts, dtype=torch.int64)
+    return (found, lengths) if device == _CPU else (found.to(device), lengths.to(device))
+
+
+def _check(lowest: int, highest: int, items: int) -> None:
     if lowest < 0 or highest >= items:
-        raise InputError(
-            f"items of a history must lie in 0..{items - 1}", field="histories", value=(int(lowest), int(highest))
-        )
-    if (lengths < width).any():
-        padded[np.arange(width) >= lengths[:, None]] = PADDING
-    return torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)
+        raise InputError(f"items of a history must lie in 0..{items - 1}", field="histories", value=(lowest, highest))

@@ -1,7 +1,8 @@
 """Loops over ragged rows of children, compiled: what would be five to ten NumPy calls is one pass over the memory.
 
 Compiled at the first call for each floating type and kept on the disk beside the source (or where NUMBA_CACHE_DIR
-says). Exponentials and tanh stay in NumPy, whose vector forms are faster than compiled scalar ones.
+says). In float32 exponentials are a polynomial, which the compiler turns into vector code (a call of the C library per
+number would cost fifteen times as much).
 
 Shared words: M beams, C their children in ascending order of trie nodes, M' the beams that are open, T codes, H width.
 """
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +31,46 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 _FAST: Final = frozenset({"reassoc", "contract", "arcp"})
 
 
+# exp in single precision: e^x = 2^n e^r, r = x - n (_HIGH + _LOW), |r| <= ln 2 / 2; coefficients of the Cephes library.
+_LOG2_E: Final = np.float32(1.44269504088896341)
+_HIGH, _LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_LEAST, _MOST = np.float32(-87.0), np.float32(88.0)  # the result stays a normal number
+_ONE, _HALF = np.float32(1), np.float32(0.5)
+_BIAS, _MANTISSA = np.int32(127), np.int32(23)
+_STEPS: Final = 1_024
+
+
 def _compiled(function: _Function) -> _Function:
-    return cast("_Function", numba.njit(cache=True, nogil=True, fastmath=set(_FAST))(function))
+    return cast("_Function", numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=set(_FAST))(function))
+
+
+def power(x: Any) -> Any:
+    """e^x inside compiled loops; float32 within 2e-7 relative for x in -87..88, the nearer bound's value outside."""
+    raise TypeError(f"for compiled loops only, got {x!r}")
+
+
+@overload(power, jit_options={"fastmath": set(_FAST)})
+def _power(x: Any) -> Any:
+    def double(x: Any) -> Any:
+        return np.exp(x)
+
+    def single(x: Any) -> Any:
+        x = min(max(x, _LEAST), _MOST)
+        n = np.floor(x * _LOG2_E + _HALF)
+        r = (x - n * _HIGH) - n * _LOW
+        tail = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+        scale = np.int32((np.int32(n) + _BIAS) << _MANTISSA).view(np.float32)
+        return (tail * r * r + r + _ONE) * scale
+
+    return single if x == types.float32 else double
+
+
+@_compiled
+def _tanh(x: Any) -> Any:
+    one = type(x)(1)
+    return (one + one) / (one + power(-(x + x))) - one
 
 
 @_compiled
@@ -50,23 +91,8 @@ def csr_rows(start: Ints, code: npt.NDArray[np.integer], nodes: Ints) -> tuple[I
 
 
 @_compiled
-def _lowered(values: Floats, degree: Ints, opened: Bools) -> Floats:
-    """The same (C,) minus the highest of each row that is open, in place."""
-    at = 0
-    for beam, count in enumerate(degree):
-        if opened[beam] and count:
-            highest = values[at]
-            for place in range(at + 1, at + count):
-                highest = max(highest, values[place])
-            for place in range(at, at + count):
-                values[place] -= highest
-        at += count
-    return values
-
-
-@_compiled
 def gathered(dense: Floats, degree: Ints, codes: Ints, opened: Bools) -> Floats:
-    """(C,) logits of the children minus the highest of their row, from all logits (M', T); 0 in rows not open."""
+    """(C,) logits of the children, from all logits (M', T); 0 in rows not open."""
     values = np.zeros(len(codes), dense.dtype)
     at = row = 0
     for beam, count in enumerate(degree):
@@ -75,36 +101,73 @@ def gathered(dense: Floats, degree: Ints, codes: Ints, opened: Bools) -> Floats:
                 values[place] = dense[row, codes[place]]
             row += 1
         at += count
-    return _lowered(values, degree, opened)
+    return values
 
 
 @_compiled
-def dotted(state: Floats, weight: Floats, shared: Floats, degree: Ints, codes: Ints, opened: Bools) -> Floats:
-    """As `gathered`, from the states (M', H), the output weight (T, H) and what all beams share, (T,) or (0,)."""
-    values = np.zeros(len(codes), state.dtype)
+def dotted(
+    state: Floats, hidden: Floats, weight: Floats, shared: Floats, degree: Ints, rows: Ints, opened: Bools
+) -> Floats:
+    """(C,) logits of the children; 0 in rows not open, and where an only child has probability 1 anyway.
+
+    Args:
+        state: (M', H).
+        hidden: (H,) added to every state, or (0,).
+        weight: (n, H) output rows.
+        shared: (n,) added to their products, or (0,).
+        degree: (M,) children per beam.
+        rows: (C,) which output row each child has.
+        opened: (M,) which beams have a state.
+    """
+    values = np.zeros(len(rows), state.dtype)
+    width = state.shape[1]
+    query = np.empty(width, state.dtype)
     at = row = 0
     for beam, count in enumerate(degree):
         if opened[beam]:
-            for place in range(at, at + count):
-                value = state.dtype.type(0)
-                for column in range(state.shape[1]):
-                    value += state[row, column] * weight[codes[place], column]
-                values[place] = value + (shared[codes[place]] if len(shared) else state.dtype.type(0))
+            if count > 1:
+                for column in range(width):
+                    query[column] = state[row, column]
+                for column in range(len(hidden)):
+                    query[column] += hidden[column]
+                for place in range(at, at + count):
+                    output = rows[place]
+                    value = state.dtype.type(0)
+                    for column in range(width):
+                        value += query[column] * weight[output, column]
+                    values[place] = value
+                if len(shared):
+                    for place in range(at, at + count):
+                        values[place] += shared[rows[place]]
             row += 1
         at += count
-    return _lowered(values, degree, opened)
+    return values
 
 
 @_compiled
-def add_up(values: Floats, powers: Floats, degree: Ints, scores: Floats) -> None:
-    """Turn (C,) shifted logits into totals in place: the beam's score plus log-softmax over its row.
+def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Bools, dead: Ints) -> None:
+    """Turn (C,) logits into totals in place: the beam's score plus log-softmax over its row; minus infinity if hidden.
 
     Args:
-        values: (C,) logits up to a constant per row.
-        powers: (C,) their exponentials.
+        values: (C,) logits.
         degree: (M,) children per beam.
         scores: (M,) of the beams.
+        child: (C,) nodes, ascending.
+        alive: (n,) by node, which may be shown; (0,) = all.
+        dead: (m,) ascending, nodes that may not.
     """
+    at = 0
+    for count in degree:
+        if count > 1:
+            highest = values[at]
+            for place in range(at + 1, at + count):
+                highest = max(highest, values[place])
+            for place in range(at, at + count):
+                values[place] -= highest
+        at += count
+    powers = np.empty_like(values)
+    for place in range(len(values)):
+        powers[place] = power(values[place])
     at = 0
     for beam, count in enumerate(degree):
         if count > 1:
@@ -117,6 +180,7 @@ def add_up(values: Floats, powers: Floats, degree: Ints, scores: Floats) -> None
         elif count == 1:
             values[at] = scores[beam]
         at += count
+    hide(values, child, alive, dead)
 
 
 @_compiled
@@ -144,21 +208,106 @@ def recount(counts: npt.NDArray[np.int32], alive: Bools, nodes: Ints, step: Ints
 
 
 @_compiled
-def pick(
+def threshold(values: Floats, width: int) -> float:
+    """The width-th largest of (C,) values, minus infinity where there are no more than `width`.
+
+    Counts the values by equal steps between the smallest and the largest and sorts one step's only: three passes.
+    """
+    count = len(values)
+    if count <= width:
+        return -np.inf
+    highest, lowest = values[0], np.inf
+    for value in values:
+        highest = max(highest, value)
+        if value > -np.inf:
+            lowest = min(lowest, value)
+    if not lowest < highest:  # all alike, or none finite
+        finite_count = 0
+        for value in values:
+            finite_count += value > -np.inf
+        return highest if finite_count >= width else -np.inf
+    scale = (_STEPS - 1) / (highest - lowest)
+    step = np.empty(count, np.int32)
+    for place in range(count):
+        offset = (highest - values[place]) * scale
+        step[place] = np.int32(offset) if offset < _STEPS else _STEPS  # the last step: minus infinity, and no number
+    sizes = np.zeros(_STEPS + 1, np.int64)
+    for place in range(count):
+        sizes[step[place]] += 1
+    at = before = 0
+    while before + sizes[at] < width:
+        before += sizes[at]
+        at += 1
+    within = np.empty(sizes[at], values.dtype)
+    found = 0
+    for place in range(count):
+        if step[place] == at:
+            within[found] = values[place]
+            found += 1
+    within.sort()
+    return float(within[found - (width - before)])
+
+
+@_compiled
+def choose(
     values: Floats,
-    threshold: Floats,
-    width: int,
-    degree: Ints,
-    child: Ints,
-    codes: Ints,
+    scores: Floats,
+    rows: tuple[Ints, Ints, Ints],
     opened: Bools,
+    shown: tuple[Bools, Ints],
+    prior: Floats,
+    width: int,
     opens: Bools,
-) -> tuple[Ints, Floats, Bools, Ints, Ints]:
+) -> tuple[Ints, Floats, Bools, Ints, Ints, Ints]:
+    """From logits to the best children: `add_up`, the prior's bounds, `pick`.
+
+    Args:
+        values: (C,) logits; overwritten.
+        scores: (M,) of the beams.
+        rows: see `recsys.decoding.verifier.Rows`.
+        opened: (M,) which beams have a state.
+        shown: see `hide`, alive and dead.
+        prior: (n,) by node, added to the totals; (0,) = nothing.
+        width: children kept.
+        opens: (n,) by node, whether it is open; (0,) = none is.
+    """
+    degree, child, codes = rows
+    add_up(values, degree, scores, child, shown[0], shown[1])
+    if len(prior):
+        for place in range(len(values)):
+            values[place] += prior[child[place]]
+    return pick(values, width, degree, child, codes, opened, opens)
+
+
+@_compiled
+def extend(
+    state: Floats,
+    hidden: Floats,
+    weight: Floats,
+    shared: Floats,
+    by_node: bool,
+    scores: Floats,
+    rows: tuple[Ints, Ints, Ints],
+    opened: Bools,
+    shown: tuple[Bools, Ints],
+    prior: Floats,
+    width: int,
+    opens: Bools,
+) -> tuple[Ints, Floats, Bools, Ints, Ints, Ints]:
+    """`dotted`, with one output row per node or per code, and `choose`."""
+    output = rows[1] if by_node else rows[2]
+    values = dotted(state, hidden, weight, shared, rows[0], output, opened)
+    return choose(values, scores, rows, opened, shown, prior, width, opens)
+
+
+@_compiled
+def pick(
+    values: Floats, width: int, degree: Ints, child: Ints, codes: Ints, opened: Bools, opens: Bools
+) -> tuple[Ints, Floats, Bools, Ints, Ints, Ints]:
     """The `width` best children in ascending order of nodes, ties to the smaller node; never minus infinity.
 
     Args:
         values: (C,) totals.
-        threshold: (1,) the width-th largest of them, minus infinity where there are no more than `width`.
         width: at most so many.
         degree: (M,).
         child: (C,) nodes.
@@ -167,85 +316,129 @@ def pick(
         opens: (n,) by node of the children's depth, whether it is open; (0,) = none is.
 
     Returns:
-        (m,) nodes, (m,) totals, (m,) whether each is open, and of the open ones the parent's row and the code.
+        (m,) nodes, (m,) totals, (m,) whether each is open; (P,) rows of the parents that have an open child; and of
+        each open child the parent's place among these and the code.
     """
-    limit = threshold[0]
-    equal = width  # how many at the threshold are wanted
+    width = min(width, len(values))
+    limit = threshold(values, width)
+    above = 0
     for value in values:
-        if value > limit:
-            equal -= 1
+        above += value > limit
+    equal = width - above  # how many at the threshold are wanted
     nodes, totals = np.empty(width, np.int64), np.empty(width, values.dtype)
     flags = np.empty(width, np.bool_)
-    rows, letters = np.empty(width, np.int64), np.empty(width, np.int64)
-    at = row = found = open_found = 0
+    parents, places, letters = np.empty(width, np.int64), np.empty(width, np.int64), np.empty(width, np.int64)
+    at = row = found = open_found = parent_found = 0
     for beam, count in enumerate(degree):
+        counted = False
         for place in range(at, at + count):
             value = values[place]
-            if value > limit or (value == limit and equal > 0 and value > -np.inf):
+            if value >= limit and value > -np.inf and (value > limit or equal > 0):
                 if value == limit:
                     equal -= 1
                 nodes[found], totals[found] = child[place], value
                 flag = len(opens) > 0 and opens[child[place]]
                 flags[found] = flag
                 if flag:
-                    rows[open_found], letters[open_found] = row, codes[place]
+                    if not counted:
+                        parents[parent_found] = row
+                        parent_found += 1
+                        counted = True
+                    places[open_found], letters[open_found] = parent_found - 1, codes[place]
                     open_found += 1
                 found += 1
         if opened[beam]:
             row += 1
         at += count
-    return nodes[:found], totals[:found], flags[:found], rows[:open_found], letters[:open_found]
+    return (
+        nodes[:found],
+        totals[:found],
+        flags[:found],
+        parents[:parent_found],
+        places[:open_found],
+        letters[:open_found],
+    )
 
 
 @_compiled
-def spread(products: Floats, at: Ints, table: Floats, codes: Ints) -> Floats:
-    """(n, G): row at[i] of the products (M', G) plus row codes[i] of a table (T, G)."""
-    width = products.shape[1]
-    result = np.empty((len(at), width), products.dtype)
-    for row in range(len(at)):
-        source, given = at[row], codes[row]
-        for column in range(width):
-            result[row, column] = products[source, column] + table[given, column]
+def ranked(nodes: Ints, totals: Floats) -> tuple[Ints, Floats]:
+    """Nodes (m,), ascending, and their totals (m,), best first, ties to the smaller node."""
+    order = np.argsort(-totals, kind="mergesort")
+    return nodes[order], totals[order]
+
+
+@_compiled
+def times(state: Floats, rows: Ints, weight: Floats) -> Floats:
+    """(P, G) products of some rows of (M, H) with (H, G): for few rows a matrix library takes longer to begin."""
+    width, size = weight.shape
+    result = np.zeros((len(rows), size), state.dtype)
+    for column in range(width):
+        given = weight[column]
+        for row in range(len(rows)):
+            factor, into = state[rows[row], column], result[row]
+            for place in range(size):
+                into[place] += factor * given[place]
     return result
 
 
 @_compiled
-def reset(products: Floats, at: Ints, bias: Floats, gates: Floats, table: Floats, codes: Ints) -> Floats:
-    """(n, H) input of a GRU's candidate: r * (U h + b) + what the code gives.
+def rnn(products: Floats, at: Ints, given: Floats, codes: Ints) -> Floats:
+    """(n, H) states tanh(U h + what the code gives).
 
     Args:
-        products: (M', H) U h of the parents.
-        at: (n,) row of each child's parent among them.
-        bias: (H,).
-        gates: (n, 2H) tanh of half the gates' inputs, reset first.
-        table: (T, H).
+        products: (P, H) U h of the parents.
+        at: (n,) each child's parent among them.
+        given: (T, H) with all biases.
         codes: (n,).
     """
     width = products.shape[1]
-    result = np.empty((len(at), width), products.dtype)
-    half = products.dtype.type(0.5)
+    fresh = np.empty((len(at), width), products.dtype)
     for row in range(len(at)):
-        source, given = at[row], codes[row]
+        source, code = at[row], codes[row]
         for column in range(width):
-            gate = half * gates[row, column] + half
-            result[row, column] = gate * (products[source, column] + bias[column]) + table[given, column]
-    return result
+            fresh[row, column] = _tanh(products[source, column] + given[code, column])
+    return fresh
 
 
 @_compiled
-def blend(state: Floats, rows: Ints, gates: Floats, fresh: Floats) -> None:
-    """A GRU's new state in place of its candidate: fresh + z * (old - fresh).
+def gru(state: Floats, parents: Ints, products: Floats, at: Ints, given: Floats, bias: Floats, codes: Ints) -> Floats:
+    """(n, H) states of a GRU: n + z * (h - n), n = tanh(given + r * (U h + b)).
 
     Args:
-        state: (M', H) of the parents.
-        rows: (n,) each child's parent.
-        gates: (n, 2H) as for `reset`, update second.
-        fresh: (n, H) the candidates.
+        state: (M', H).
+        parents: (P,) rows of the parents.
+        products: (P, 3H) U h of the parents, the gates r, z, n side by side.
+        at: (n,) each child's parent among them.
+        given: (T, 3H) what each code adds, with every bias that is only added.
+        bias: (H,) b, which the reset gate multiplies.
+        codes: (n,).
     """
     width = state.shape[1]
-    half = state.dtype.type(0.5)
-    for row in range(len(rows)):
-        source = rows[row]
+    one = state.dtype.type(1)
+    fresh = np.empty((len(at), width), state.dtype)
+    gates = np.empty(2 * width, state.dtype)
+    # short loops over slices: with more arrays, or computed column numbers, the compiler makes no vector code
+    for row in range(len(at)):
+        new, old = fresh[row], state[parents[at[row]]]
+        by_code, by_state = given[codes[row]], products[at[row]]
+        for column in range(2 * width):
+            gates[column] = one / (one + power(-(by_state[column] + by_code[column])))
+        code, recurrent = by_code[2 * width :], by_state[2 * width :]
         for column in range(width):
-            gate = half * gates[row, width + column] + half
-            fresh[row, column] += gate * (state[source, column] - fresh[row, column])
+            new[column] = _tanh(code[column] + gates[column] * (recurrent[column] + bias[column]))
+        update = gates[width:]
+        for column in range(width):
+            new[column] += update[column] * (old[column] - new[column])
+    return fresh
+
+
+@_compiled
+def few_rnn(state: Floats, parents: Ints, weight: Floats, at: Ints, given: Floats, codes: Ints) -> Floats:
+    """`times` and `rnn`."""
+    return rnn(times(state, parents, weight), at, given, codes)
+
+
+@_compiled
+def few_gru(state: Floats, parents: Ints, weight: Floats, at: Ints, given: Floats, bias: Floats, codes: Ints) -> Floats:
+    """`times` and `gru`."""
+    return gru(state, parents, times(state, parents, weight), at, given, bias, codes)

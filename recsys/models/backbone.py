@@ -220,10 +220,14 @@ class Backbone(nn.Module):
         Returns:
             The engine, if one was made.
         """
-        frequency = rotary_frequency(self.head_width, self.norm.weight.device)
-        self._frozen = FrozenBackbone(self, frequency=frequency, epsilon=EPSILON)
+        self._frozen = self.frozen()
         self._engine = None if make_engine is None else make_engine(self, around)
         return self._engine
+
+    def frozen(self, products: torch.dtype | None = None) -> FrozenBackbone:
+        """Its weights laid out for inference; see `FrozenBackbone`."""
+        frequency = rotary_frequency(self.head_width, self.norm.weight.device)
+        return FrozenBackbone(self, frequency=frequency, epsilon=EPSILON, products=products)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; weights that train again no longer fit frozen ones."""

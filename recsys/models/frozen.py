@@ -45,10 +45,16 @@ class FrozenBackbone:
         backbone: in evaluation mode; its weights are copied.
         frequency: (d / 2,) float32 rotary frequencies.
         epsilon: of the norms.
+        products: precision of the matrix products alone; norms, attention and sums stay in the backbone's. None = the
+            same.
     """
 
-    def __init__(self, backbone: Backbone, *, frequency: Tensor, epsilon: float) -> None:
+    def __init__(
+        self, backbone: Backbone, *, frequency: Tensor, epsilon: float, products: torch.dtype | None = None
+    ) -> None:
         self._layers = [_Layer.of(block) for block in backbone.blocks]  # type: ignore[arg-type]
+        if products is not None:
+            self._layers = [_Layer(*(matrix.to(products) for matrix in layer)) for layer in self._layers]
         self._norm = backbone.norm.weight.detach()
         self._epsilon = torch.full((1, 1), epsilon, dtype=self._norm.dtype, device=self._norm.device)
         self._heads = backbone.heads
@@ -107,7 +113,7 @@ class FrozenBackbone:
         """Queries, keys and values of one block, (B, heads, n, d) each."""
         batch, count, _ = shape
         width = len(self._frequency)
-        qkv = torch.mm(self._normed(x), layer.qkv).view(-1, 3, self._heads, width)
+        qkv = _product(self._normed(x), layer.qkv).view(-1, 3, self._heads, width)
         straight = qkv[:, :2]
         turned = torch.addcmul(straight * turn[0], straight.roll(width // 2, -1), turn[1])
         q, k = turned.view(batch, count, 2, self._heads, width).permute(2, 0, 3, 1, 4).unbind()
@@ -115,11 +121,23 @@ class FrozenBackbone:
 
     def _block_end(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
         """What follows attention: x (N, H) and mixed (B, heads, n, d) -> (N, H)."""
-        x = torch.addmm(x, mixed.transpose(1, 2).reshape(len(x), -1), layer.out)
-        gate, up = torch.mm(self._normed(x), layer.gate_up).chunk(2, dim=1)
-        return torch.addmm(x, F.silu(gate).mul_(up), layer.down)
+        x = _added(x, mixed.transpose(1, 2).reshape(len(x), -1), layer.out)
+        gate, up = _product(self._normed(x), layer.gate_up).chunk(2, dim=1)
+        return _added(x, F.silu(gate).mul_(up), layer.down)
 
     def _normed(self, x: Tensor) -> Tensor:
         """X (N, H) over its root mean square, without the gain: four small kernels, torch's rms_norm takes ten."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         return x * torch.addcmul(self._epsilon, norm, norm, value=1 / x.shape[1]).rsqrt_()
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """(N, in) times (in, out), in the precision of the right side, back in that of the left."""
+    if left.dtype == right.dtype:
+        return torch.mm(left, right)
+    return torch.mm(left.to(right.dtype), right).to(left.dtype)
+
+
+def _added(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """X plus the product."""
+    return torch.addmm(x, left, right) if left.dtype == right.dtype else x + _product(left, right)

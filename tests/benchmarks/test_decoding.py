@@ -53,7 +53,11 @@ def test_every_place_has_its_figures(settings: DecodingSettings) -> None:
     report = bench(settings, "windfire bench decoding", say=lambda _: None)
     assert torch.get_num_threads() == before
     names = {figure.name for figure in report.figures}
-    engines = {f"{name}{ending}" for name in ("prefill", "nezha", "flat") for ending in ("", "_onnx", "_onnx_int8")}
+    engines = {
+        f"{name}{ending}"
+        for name in ("prefill", "nezha", "flat")
+        for ending in ("", "_torch_bf16", "_onnx", "_onnx_int8")
+    }
     compact = engines | {"nezha_bitmap", "nezha_sorted_keys", "nezha_posthoc"}
     expected = {
         f"decoding.{backbone}{threads}.beam{beam}.{method}.ms"

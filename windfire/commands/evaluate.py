@@ -36,7 +36,7 @@ def command(
     part: Annotated[Part, typer.Option(help="Held-out events.")] = Part.TEST,
     beam: Annotated[int, typer.Option(min=1, help="Prefixes kept per level.")] = 50,
     decoder: Annotated[str, typer.Option(help="auto, or a decoder of the bundle's model.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, torch, onnx or onnx_int8.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, torch_bf16, onnx or onnx_int8.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
     """Measure a bundle on the held-out events, over the full catalogue, with 95 % intervals over users."""

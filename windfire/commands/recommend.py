@@ -29,7 +29,7 @@ def command(
     scene: Annotated[str | None, typer.Option(help="Surface of the app.")] = None,
     exclude_seen: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = True,
     decoder: Annotated[str, typer.Option(help="auto, or a decoder of the bundle's model.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, torch, onnx or onnx_int8.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, torch_bf16, onnx or onnx_int8.")] = "auto",
     beam: Annotated[int, typer.Option(min=1, help="Prefixes kept per level.")] = 50,
     batch: Annotated[int, typer.Option(min=1, help="Users decoded together.")] = 64,
     part_rows: Annotated[int, typer.Option(min=1, help="Lines of the users file per part.")] = 10_000,

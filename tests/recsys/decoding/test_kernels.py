@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from recsys.decoding.ragged import best, ranges
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 T, H = 7, 5
+NO_NODES, NO_DEAD = np.empty(0, dtype=bool), np.empty(0, dtype=np.int64)
 TYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -72,9 +74,9 @@ def test_totals_are_log_softmaxes_over_children(dtype: type[np.floating], rows: 
     norm = np.array([np.logaddexp.reduce(logits[beam == one]) for one in range(len(rows.degree))])
     for values in (
         kernels.gathered(dense, rows.degree, rows.codes, rows.opened),
-        kernels.dotted(state, weight, bias, rows.degree, rows.codes, rows.opened),
+        kernels.dotted(state - 1, np.ones(H, dtype), weight, bias, rows.degree, rows.codes, rows.opened),
     ):
-        kernels.add_up(values, np.exp(values), rows.degree, scores)
+        kernels.add_up(values, rows.degree, scores, np.arange(len(values)), NO_NODES, NO_DEAD)
         assert values.dtype == dtype
         near = 300 * float(np.finfo(dtype).eps)
         np.testing.assert_allclose(values, (scores - norm)[beam] + logits, rtol=near, atol=near)
@@ -84,7 +86,7 @@ def test_a_row_far_below_the_others_keeps_its_precision() -> None:
     dense = np.array([[0.0, 1.0], [-1e4, -1e4 + 1]], dtype=np.float32)
     degree, codes, opened = np.array([2, 2]), np.array([0, 1, 0, 1]), np.ones(2, dtype=bool)
     values = kernels.gathered(dense, degree, codes, opened)
-    kernels.add_up(values, np.exp(values), degree, np.zeros(2, np.float32))
+    kernels.add_up(values, degree, np.zeros(2, np.float32), np.arange(4), NO_NODES, NO_DEAD)
     np.testing.assert_array_equal(values[:2], values[2:])
 
 
@@ -110,15 +112,80 @@ def test_the_best_are_picked_in_order(
     values = rows.rng.integers(levels, size=count).astype(dtype)  # few levels: many ties
     values[rows.rng.random(count) < 0.2] = -np.inf
     opens = rows.rng.random(2 * count) < 0.5
-    surplus = count - width
-    threshold = np.sort(values)[[surplus]] if surplus > 0 else np.full(1, -np.inf, dtype=dtype)
-    nodes, totals, flags, parents, codes = kernels.pick(
-        values, threshold, width, rows.degree, child, rows.codes, rows.opened, opens[:0] if last else opens
+    opens[child[~rows.open_children]] = False  # below a beam that is not open nothing is
+    nodes, totals, flags, parents, places, codes = kernels.pick(
+        values, width, rows.degree, child, rows.codes, rows.opened, opens[:0] if last else opens
     )
     expected = best(values, width)
     following = np.zeros(len(expected), dtype=bool) if last else opens[child[expected]]
     np.testing.assert_array_equal(nodes, child[expected])
     np.testing.assert_array_equal(totals, values[expected])
     np.testing.assert_array_equal(flags, following)
-    np.testing.assert_array_equal(parents, rows.row[expected][following])
+    np.testing.assert_array_equal(parents[places], rows.row[expected][following])
+    np.testing.assert_array_equal(parents, np.unique(parents[places]))
     np.testing.assert_array_equal(codes, rows.codes[expected][following])
+
+
+def cell_parts(cell: torch.nn.RNNCellBase, embedded: torch.Tensor) -> tuple[Floats, Floats]:
+    """What each code adds, (T, G), and the bias that the reset gate multiplies, or all of it."""
+    gates = len(cell.bias_hh) - H
+    split = torch.tensor([True] * gates + [gates == 0] * H)
+    given = embedded @ cell.weight_ih.T + cell.bias_ih + cell.bias_hh * split
+    return given.detach().numpy(), cell.bias_hh[gates:].detach().numpy()
+
+
+@TYPES
+@given(seed=st.integers(0, 10_000))
+def test_cells_are_those_of_torch(dtype: type[np.floating], seed: int) -> None:
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    state = rng.standard_normal((3, H)).astype(dtype)
+    at, codes = np.sort(rng.integers(3, size=6)), rng.integers(T, size=6)
+    precision = torch.from_numpy(state).dtype
+    embedded = torch.randn(T, H, generator=generator, dtype=precision)
+    near = 30 * float(np.finfo(dtype).eps)
+    rnn, gru = torch.nn.RNNCell(H, H, dtype=precision), torch.nn.GRUCell(H, H, dtype=precision)
+    products = (state @ rnn.weight_hh.detach().numpy().T).astype(dtype)
+    found = kernels.rnn(products, at, cell_parts(rnn, embedded)[0], codes)
+    expected = rnn(embedded[codes], torch.from_numpy(state[at])).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=near, atol=near)
+    products = (state @ gru.weight_hh.detach().numpy().T).astype(dtype)
+    found = kernels.gru(state, np.arange(3), products, at, *cell_parts(gru, embedded), codes)
+    expected = gru(embedded[codes], torch.from_numpy(state[at])).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=near, atol=near)
+
+
+def test_powers_are_those_of_numpy() -> None:
+    x = np.linspace(-86, 87, 20_001, dtype=np.float32)
+    degree = np.array([2])
+    for one in x[::500]:  # two children: the total of the first is -log(1 + e^x)
+        values = np.array([0, one], dtype=np.float32)
+        kernels.add_up(values, degree, np.zeros(1, np.float32), np.arange(2), NO_NODES, NO_DEAD)
+        np.testing.assert_allclose(values, np.array([0, one]) - np.logaddexp(0, float(one)), rtol=3e-7, atol=3e-7)
+
+
+@TYPES
+@given(
+    values=st.lists(st.sampled_from([-np.inf, -3.0, -1e-3, 0.0, 5.0, 1e6]) | st.floats(-9, 9, width=32), min_size=1),
+    width=st.integers(1, 20),
+)
+def test_the_threshold_is_the_widths_largest(dtype: type[np.floating], values: list[float], width: int) -> None:
+    array = np.array(values, dtype=dtype)
+    padded = np.sort(np.concatenate([array, np.full(width, -np.inf, dtype)]))  # too few are filled up
+    expected = padded[-width] if len(array) > width else -np.inf
+    assert kernels.threshold(array, width) == expected
+
+
+@TYPES
+@given(count=st.integers(0, 4), seed=st.integers(0, 99))
+def test_products_of_few_rows(dtype: type[np.floating], count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    state, weight = rng.standard_normal((5, H)).astype(dtype), rng.standard_normal((H, T)).astype(dtype)
+    rows = rng.integers(5, size=count)
+    near = 20 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(kernels.times(state, rows, weight), state[rows] @ weight, rtol=near, atol=near)
+
+
+def test_ranks_break_ties_by_node() -> None:
+    nodes, totals = kernels.ranked(np.array([2, 4, 6, 8]), np.array([1.0, 3.0, 1.0, 3.0]))
+    np.testing.assert_array_equal(nodes, [4, 8, 2, 6])
+    np.testing.assert_array_equal(totals, [3, 3, 1, 1])

@@ -1,15 +1,17 @@
-"""ONNX Runtime computes what torch computes."""
+"""The engines compute what torch computes in the backbone's own precision."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
 from recsys.backends import choose_engine
+from recsys.backends.half import HalfEngine
 from recsys.backends.onnx import OnnxEngine
 from recsys.decoding.building import build_decoder
 from recsys.decoding.eligibility import Eligibility
@@ -19,6 +21,11 @@ from recsys.errors import ConfigError
 from recsys.models import ItemFeatures, Recommender, RecommenderConfig, build_model
 from recsys.models.backbone import Backbone
 from recsys.models.item_input import ItemInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from recsys.models.backbone import Engine
 
 ITEMS, SIZES, LONGEST = 300, (8, 8, 8), 12
 RNG = np.random.default_rng(5)
@@ -69,9 +76,10 @@ def test_batch_mates_change_no_bit_of_a_state() -> None:
 
 
 @SHAPES
-def test_eight_bit_states_are_near(shape: str) -> None:
+@pytest.mark.parametrize("engine", ["onnx_int8", "torch_bf16"])
+def test_states_of_rounded_weights_are_near(shape: str, engine: str) -> None:
     rows = list(range(len(HISTORIES)))
-    expected, found = encoded("torch", shape, rows), encoded("onnx_int8", shape, rows)
+    expected, found = encoded("torch", shape, rows), encoded(engine, shape, rows)
     error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert 0 < float(error.max()) < 0.03
 
@@ -113,8 +121,9 @@ def test_auto_takes_onnx_for_our_own_backbone_only(monkeypatch: pytest.MonkeyPat
     assert (caught.value.field, caught.value.value) == ("engine", "onnx")
 
 
-def test_an_engine_without_a_table_reads_no_items() -> None:
-    engine = OnnxEngine(Backbone(d_model=32, layers=1, heads=2, ffn_multiple=2.0, dropout=0.0).eval(), positions=5)
+@pytest.mark.parametrize("make", [partial(OnnxEngine, positions=5), HalfEngine])
+def test_an_engine_without_a_table_reads_no_items(make: Callable[[Backbone], Engine]) -> None:
+    engine = make(Backbone(d_model=32, layers=1, heads=2, ffn_multiple=2.0, dropout=0.0).eval())
     with pytest.raises(ValueError, match="without around"):
         engine.read(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
 
