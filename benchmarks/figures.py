@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FIGURES: Final = ROOT / "docs" / "figures"
+_MARK: Final = "measured at"
 _PACKAGES: Final = ("torch", "numpy", "scipy", "faiss-cpu", "pyspark")
 
 
@@ -70,6 +71,24 @@ class Report:
         """Write as JSON; the old file stays until the new one is whole."""
         write_json_atomically(path, asdict(self))
 
+    def over(self, earlier: Report) -> Report:
+        """With the figures of an earlier run whose data set and method this one did not measure.
+
+        Each says at which commit, and on which processor if it was another, it was measured.
+        """
+        measured = {_subject(figure.name) for figure in self.figures}
+        place = earlier.environment.get("git_commit", "unknown")
+        if earlier.environment.get("cpu") != self.environment.get("cpu"):
+            place = f"{place} on {earlier.environment.get('cpu', 'another processor')}"
+        kept = [
+            replace(
+                figure, note=figure.note if _MARK in figure.note else f"{figure.note}; {_MARK} {place}".lstrip("; ")
+            )
+            for figure in earlier.figures
+            if _subject(figure.name) not in measured
+        ]
+        return replace(self, figures=[*self.figures, *kept])
+
     @classmethod
     def load(cls, path: Path) -> Report:
         """Read what `save` wrote.
@@ -88,6 +107,11 @@ class Report:
                 value=str(path),
                 remedy="run `windfire bench` with --json PATH",
             ) from error
+
+
+def _subject(name: str) -> str:
+    """Benchmark, data set and method of a figure."""
+    return ".".join(name.split(".")[:3])
 
 
 def now() -> str:

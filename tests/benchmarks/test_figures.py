@@ -28,3 +28,21 @@ def test_another_form_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "q.json").write_text(text)
     with pytest.raises(DataError, match="no readable figures"):
         Report.load(tmp_path / "q.json")
+
+
+def test_what_a_run_did_not_measure_is_kept_from_an_earlier_one() -> None:
+    def report(commit: str, cpu: str, *figures: Figure) -> Report:
+        return Report("windfire bench quality", {}, [1], figures, now(), {"git_commit": commit, "cpu": cpu})
+
+    old, new = (
+        Figure("quality.x.ease.masked.ndcg@10", 0.5, "share"),
+        Figure("quality.x.ease.cpu_minutes", 2.0, "minutes"),
+    )
+    token = Figure("quality.x.token_nezha.masked.ndcg@10.minus.ease", 0.1, "share", note="1 seed")
+    merged = report("b", "one", new).over(report("a", "one", old, token))
+    assert [figure.name for figure in merged.figures] == [new.name, token.name]
+    assert merged.figures[1].note == "1 seed; measured at a"
+    again = report("c", "two", old).over(merged)
+    assert [figure.note for figure in again.figures] == ["", "1 seed; measured at a"]
+    elsewhere = report("c", "two", old).over(report("a", "one", token))
+    assert elsewhere.figures[1].note == "1 seed; measured at a on one"

@@ -32,6 +32,12 @@ def _console() -> Console:
 def quality(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="Figures of that file stay where this call does not measure their data set and method."
+        ),
+    ] = False,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set; repeatable. Default: all.")] = None,
     methods: Annotated[str, typer.Option(help="Methods, separated by commas. Default: those of the settings.")] = "",
     data: Annotated[Path | None, typer.Option(help="Your own log: tables of `windfire import`.")] = None,
@@ -40,6 +46,7 @@ def quality(
     work: Annotated[Path, typer.Option(help="Keeps finished arms, so that a call resumes.")] = Path("build/quality"),
 ) -> None:
     """Train every method on the same split and measure it; with --data, end with one recommendation."""
+    from benchmarks.figures import Report
     from benchmarks.quality import bench, bench_own_log
     from benchmarks.quality_settings import CONFIG, QualitySettings
     from benchmarks.tables import quality_overview
@@ -57,7 +64,8 @@ def quality(
             settings, folder, _command_line(), data, split, names, say=partial(console.print, markup=False)
         )
     if json is not None:
-        outcome.report.save(json)
+        kept = outcome.report.over(Report.load(json)) if keep else outcome.report
+        kept.save(json)
     for text in quality_overview(outcome.report):
         console.print(text)
     if outcome.advice:
