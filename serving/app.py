@@ -15,16 +15,16 @@ from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.journal import EventIntake, ExposureWriter
-from serving.metrics import Metrics
+from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
-from serving.reload import BundleWatcher
+from serving.remote import SocketEngine
 from serving.routes import router
 from serving.services import Services, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from serving.engine import Engine
+    from serving.engine import Engine, EngineKeeper
     from serving.settings import Settings
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -35,7 +35,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
 
     Args:
         settings: see `serving.settings`.
-        engine: answers recommendations; None makes one in this process that follows the registry.
+        engine: answers recommendations; None takes the one whose socket the settings name, else makes one in this
+            process that follows the registry.
     """
     metrics = Metrics()
 
@@ -88,19 +89,30 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
         linger=0.0 if settings.exposure_sync else settings.exposure_flush.total_seconds(),
     )
     stack.callback(exposures.close)
-    watcher: BundleWatcher | None = None
+    keeper: EngineKeeper | None = None
     if engine is None:
-        engine = own = InProcessEngine(
-            metrics,
-            queue_limit=settings.queue_limit,
-            batch_limit=settings.batch_limit,
-            torch_threads=settings.torch_threads,
-        )
-        stack.callback(own.close)
-        watcher = BundleWatcher(settings, own, metrics)
-        await watcher.look()
-        stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
-    return Services(settings, metrics, engine, histories, event_log, events, exposures, watcher)
+        engine, keeper = await _start_engine(stack, settings, metrics)
+    return Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+
+
+async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> tuple[Engine, EngineKeeper]:
+    """The engine of another process where the settings name its socket, else one in this process."""
+    if settings.engine_socket is not None:
+        remote = SocketEngine(settings.engine_socket, metrics)
+        stack.push_async_callback(remote.close)
+        await remote.start()
+        return remote, remote
+    from serving.reload import BundleWatcher  # with torch and the decoders, which a front-end without a model spares
+
+    own = EngineMetrics()
+    engine = InProcessEngine(
+        own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
+    )
+    stack.callback(engine.close)
+    watcher = BundleWatcher(settings, engine, own)
+    await watcher.look()
+    stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
+    return engine, watcher
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from serving.schemas import ServedBy
@@ -16,7 +18,7 @@ from serving.schemas import ServedBy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from serving.metrics import Metrics
+    from serving.metrics import EngineMetrics
 
 _REMEMBERED: Final = 0.8  # weight of earlier batches in the pace
 
@@ -48,8 +50,7 @@ class EngineRequest:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SlateItem:
+class SlateItem(msgspec.Struct, frozen=True, array_like=True):
     """One item of an answer; scores do not rise within one source."""
 
     item_id: str
@@ -58,8 +59,7 @@ class SlateItem:
     title: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineCounts:
+class EngineCounts(msgspec.Struct, frozen=True, array_like=True):
     """See `serving.schemas.Counts`."""
 
     history: int
@@ -68,8 +68,7 @@ class EngineCounts:
     filter_unknown: int
 
 
-@dataclass(frozen=True, slots=True)
-class EngineAnswer:
+class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     """A slate made from one bundle.
 
     Attributes:
@@ -93,8 +92,7 @@ class EngineAnswer:
     ineligible: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineVersions:
+class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
     """What an engine runs."""
 
     bundle: str
@@ -115,6 +113,21 @@ class Engine(Protocol):
         Raises:
             UnavailableError: no bundle yet, the queue is full, the deadline cannot be kept, or the engine is stopping.
         """
+
+
+class EngineKeeper(Protocol):
+    """What a front-end knows of its engine besides the answers."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why requests should go elsewhere, in the words of `/readyz`; None = no reason but perhaps a bundle."""
+
+    @property
+    def refused(self) -> str | None:
+        """Why the newest bundle could not be loaded; None = it was, or there is none."""
+
+    async def figures(self) -> bytes:
+        """The engine's counters in the Prometheus text format; empty where it cannot be asked."""
 
 
 class Recommender(Protocol):
@@ -154,7 +167,7 @@ class InProcessEngine:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         *,
         queue_limit: int,
         batch_limit: int,
@@ -168,6 +181,7 @@ class InProcessEngine:
         metrics.queue.set_function(self._queue.qsize)
         self._recommender: Recommender | None = None
         self._stopping = False
+        self._admission = threading.Lock()  # nobody queues behind the end
         self._clock = clock
         self._pace = 0.0  # seconds a request takes, of the last batches
         self._busy_until = 0.0  # when the batch in work should be done
@@ -186,25 +200,37 @@ class InProcessEngine:
 
     async def recommend(self, request: EngineRequest) -> EngineAnswer:
         """See `Engine.recommend`."""
-        if self._recommender is None or self._stopping:
-            raise UnavailableError("no bundle is loaded" if not self._stopping else "the server is stopping")
+        return await self.submit(request)
+
+    def submit(self, request: EngineRequest) -> asyncio.Future[EngineAnswer]:
+        """Queue a request; the future belongs to the running event loop, and cancelling it spares the decoding.
+
+        Raises:
+            UnavailableError: see `Engine.recommend`.
+        """
+        if self._recommender is None:
+            raise UnavailableError("no bundle is loaded")
         if request.deadline is not None and self._expected_start() > request.deadline:
             self._metrics.late.labels("refused").inc()
             raise UnavailableError("the model cannot begin before the request's deadline")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(request, loop.create_future(), loop)
-        try:
-            self._queue.put_nowait(waiting)
-        except queue.Full:
-            raise UnavailableError("too many requests wait for the model") from None
-        return await waiting.answer
+        with self._admission:
+            if self._stopping:
+                raise UnavailableError("the server is stopping")
+            try:
+                self._queue.put_nowait(waiting)
+            except queue.Full:
+                raise UnavailableError("too many requests wait for the model") from None
+        return waiting.answer
 
     def _expected_start(self) -> float:
         return max(self._clock(), self._busy_until) + self._pace * self._queue.qsize()
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""
-        self._stopping = True
+        with self._admission:
+            self._stopping = True
         self._queue.put(None)
         self._thread.join()
 

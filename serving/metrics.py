@@ -1,4 +1,7 @@
-"""What /metrics shows; one registry per application, so that two in one process do not mix."""
+"""What /metrics shows; registries of one application's own, so that two in one process do not mix.
+
+The engine's counters stand apart, because several front-ends may share one engine process: it alone counts them.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,54 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 _SECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
 
 
+class EngineMetrics:
+    """The engine's counters, in the process that decodes.
+
+    Attributes:
+        decode: seconds of one decoded batch.
+        batch: requests per decoded batch.
+        late: recommend requests refused for their deadline, at once or when their turn came.
+        queue: recommend requests waiting for the model.
+        bundle: 1 for the version that answers.
+        reloads: bundles put in, or refused, by result.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.decode = Histogram(
+            "windfire_decode_seconds", "Seconds per decoded batch.", buckets=_SECONDS, registry=registry
+        )
+        self.batch = Histogram(
+            "windfire_decode_batch", "Requests per decoded batch.", buckets=(1, 2, 4, 8, 16, 32), registry=registry
+        )
+        self.late = Counter(
+            "windfire_late",
+            "Requests whose deadline could not be kept, or passed in the queue.",
+            ["when"],
+            registry=registry,
+        )
+        self.queue = Gauge("windfire_engine_queue", "Requests waiting for the model.", registry=registry)
+        self.bundle = Gauge("windfire_bundle", "1 for the bundle that answers.", ["version"], registry=registry)
+        self.reloads = Counter("windfire_bundle_reloads", "Bundles put in or refused.", ["result"], registry=registry)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
 class Metrics:
-    """The server's counters.
+    """The front-end's counters.
 
     Attributes:
         requests: seconds per request by route template, tier (recommend's served_by) and status.
-        decode: seconds of one decoded batch.
-        batch: requests per decoded batch.
         items: items answered, by source.
         ineligible: items that an independent look at the final slate had to take out; must stay 0.
         unknown_items: item ids in histories that the catalog does not have.
         events: event rows by result.
         exposures_dropped: exposures that found the queue full or the disk failing.
         history_failures: durable events whose merge into a history failed; replayed at the next start.
-        late: recommend requests refused for their deadline, at once or when their turn came.
-        queue: recommend requests waiting for the model.
-        bundle: 1 for the version that answers.
-        reloads: bundles put in, or refused, by result.
+        connected: 1 while the engine can be asked; one in this process always can.
+        lost: recommend requests whose engine process went away before its answer.
     """
 
     def __init__(self) -> None:
@@ -36,12 +70,6 @@ class Metrics:
             ["route", "tier", "status"],
             buckets=_SECONDS,
             registry=registry,
-        )
-        self.decode = Histogram(
-            "windfire_decode_seconds", "Seconds per decoded batch.", buckets=_SECONDS, registry=registry
-        )
-        self.batch = Histogram(
-            "windfire_decode_batch", "Requests per decoded batch.", buckets=(1, 2, 4, 8, 16, 32), registry=registry
         )
         self.items = Counter("windfire_items", "Items answered.", ["source"], registry=registry)
         self.ineligible = Counter(
@@ -55,20 +83,14 @@ class Metrics:
         self.history_failures = Counter(
             "windfire_history_failures", "Durable events not yet in a history.", registry=registry
         )
-        self.late = Counter(
-            "windfire_late",
-            "Requests whose deadline could not be kept, or passed in the queue.",
-            ["when"],
-            registry=registry,
-        )
-        self.queue = Gauge("windfire_engine_queue", "Requests waiting for the model.", registry=registry)
-        self.bundle = Gauge("windfire_bundle", "1 for the bundle that answers.", ["version"], registry=registry)
-        self.reloads = Counter("windfire_bundle_reloads", "Bundles put in or refused.", ["result"], registry=registry)
+        self.connected = Gauge("windfire_engine_connected", "1 while the engine can be asked.", registry=registry)
+        self.connected.set(1)
+        self.lost = Counter("windfire_engine_lost", "Requests whose engine process went away.", registry=registry)
 
     def observe(self, route: str, tier: str, status: int, seconds: float) -> None:
         """Count one finished request."""
         self.requests.labels(route, tier, str(status)).observe(seconds)
 
-    def render(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+    def render(self, engine: bytes = b"") -> bytes:
+        """The Prometheus text format, with the engine's part behind it."""
+        return generate_latest(self.registry) + engine

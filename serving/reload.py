@@ -14,11 +14,12 @@ from serving.engine import EngineRequest
 from serving.stages import BundleRecommender
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
     from pathlib import Path
 
     from serving.engine import InProcessEngine
-    from serving.metrics import Metrics
+    from serving.metrics import EngineMetrics
     from serving.settings import Settings
 
 _LONGEST_PAUSE: Final = 300.0  # seconds; a try reads the whole bundle
@@ -61,7 +62,7 @@ class BundleWatcher:
         metrics: counts reloads.
     """
 
-    def __init__(self, settings: Settings, engine: InProcessEngine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: InProcessEngine, metrics: EngineMetrics) -> None:
         self._settings = settings
         self._registry = Registry(settings.registry)
         self._engine = engine
@@ -69,6 +70,7 @@ class BundleWatcher:
         self._tried: str | None = None
         self._pause = self._again = 0.0  # seconds, and when on the monotonic clock
         self.refused: str | None = None
+        self.trouble: str | None = None  # an engine of this process can always be asked
 
     async def look(self) -> None:
         """Load CURRENT if another version runs and it was not refused a moment ago; never raises for a bad bundle."""
@@ -88,11 +90,16 @@ class BundleWatcher:
             self._again = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
-    async def watch(self, every: timedelta) -> None:
-        """Look again and again, until cancelled."""
+    async def watch(self, every: timedelta, then: Callable[[], None] = lambda: None) -> None:
+        """Look again and again, each time followed by a call, until cancelled."""
         while True:
             await asyncio.sleep(every.total_seconds())
             await self.look()
+            then()
+
+    async def figures(self) -> bytes:
+        """See `serving.engine.EngineKeeper`."""
+        return self._metrics.render()
 
     def _settled(self, version: str) -> bool:
         """Whether a version runs already or was refused a moment ago."""

@@ -89,7 +89,7 @@ async def readyz(services: ServicesOf) -> Response:
 )
 async def metrics(services: ServicesOf) -> Response:
     """Show counters in the Prometheus text format."""
-    return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(await services.figures(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAnswer]) -> EngineAnswer:

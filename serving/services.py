@@ -12,9 +12,8 @@ from serving.schemas import Readiness
 if TYPE_CHECKING:
     from feature_store.history import HistoryStore
     from recsys.event_log import EventLog, Exposure, GroupWriter
-    from serving.engine import Engine
+    from serving.engine import Engine, EngineKeeper
     from serving.metrics import Metrics
-    from serving.reload import BundleWatcher
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
 
@@ -31,7 +30,7 @@ class Services:
         event_log: takes the events.
         events: writes batches of rows durably, then into the histories.
         exposures: writes what was answered.
-        watcher: follows the registry; None where the engine was given.
+        keeper: of the engine; None where the engine was given.
         draining: SIGTERM was received.
     """
 
@@ -42,14 +41,21 @@ class Services:
     event_log: EventLog
     events: GroupWriter[list[EventRow], list[EventResult]]
     exposures: GroupWriter[Exposure, None]
-    watcher: BundleWatcher | None
+    keeper: EngineKeeper | None
     draining: bool = False
+
+    async def figures(self) -> bytes:
+        """What /metrics shows."""
+        return self.metrics.render(await self.keeper.figures() if self.keeper else b"")
 
     def readiness(self) -> Readiness:
         """Whether requests should be sent here."""
-        versions, refused = self.engine.versions, self.watcher.refused if self.watcher else None
+        versions, keeper = self.engine.versions, self.keeper
+        refused, trouble = (keeper.refused, keeper.trouble) if keeper else (None, None)
         reasons = ["draining"] if self.draining else []
-        if versions is None:
+        if trouble:
+            reasons.append(trouble)
+        elif versions is None:
             reasons.append(f"bundle_refused: {refused}" if refused else "no_bundle: the registry is empty")
         warnings = [f"bundle_refused: {refused}"] if refused and versions else []
         if self.event_log.records.failed:

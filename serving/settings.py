@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from recsys.backends import EngineName
+from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
 
 
@@ -44,8 +45,13 @@ def _from_json(value: Any) -> Any:
         raise ValueError('must be a JSON list such as ["click","cart"]') from None
 
 
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value  # an empty path would be the current directory
+
+
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
+PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 # Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
 Actions = Annotated[tuple[str, ...], MinLen(1), NoDecode, BeforeValidator(_from_json)]
 
@@ -65,6 +71,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Ge(0), Le(65535)] = 8080
     decoder: str = "auto"
     engine: EngineName = "auto"
+    engine_socket: PathOrNone = None
     beam: Annotated[int, Ge(1), Le(4096)] = 50
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64
@@ -80,3 +87,19 @@ class Settings(BaseSettings):
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from the environment, under those that are given and not None.
+
+    Raises:
+        ConfigError: a value does not fit; names its variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "_".join(("WINDFIRE", *(str(part) for part in first["loc"]))).upper()
+        raise ConfigError(
+            first["msg"], field=name, value=first["input"], remedy="see config/windfire.reference.env"
+        ) from error

@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "train": ("train", "Fit a model."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
     "serve": ("serve", "Answer over HTTP."),
+    "engine": ("engine", "Decode for one or several servers, in a process of its own."),
     "recommend": ("recommend", "Score a file of users in one go."),
     "evaluate": ("evaluate", "Measure a bundle on the held-out events."),
     "bench": ("bench", "Measure and write the figures of docs/figures."),

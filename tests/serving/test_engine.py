@@ -10,7 +10,7 @@ import pytest
 
 from recsys.errors import UnavailableError
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, InProcessEngine
-from serving.metrics import Metrics
+from serving.metrics import EngineMetrics
 from serving.schemas import ServedBy
 
 
@@ -36,7 +36,7 @@ class Scripted:
 
 @pytest.fixture
 def engine() -> Iterator[InProcessEngine]:
-    engine = InProcessEngine(Metrics(), queue_limit=4, batch_limit=3, torch_threads=1)
+    engine = InProcessEngine(EngineMetrics(), queue_limit=4, batch_limit=3, torch_threads=1)
     yield engine
     engine.close()
 
@@ -134,7 +134,7 @@ def test_a_swap_takes_effect_with_the_next_batch(engine: InProcessEngine) -> Non
 
 def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
     async def scenario() -> None:
-        engine = InProcessEngine(Metrics(), queue_limit=4, batch_limit=3, torch_threads=1)
+        engine = InProcessEngine(EngineMetrics(), queue_limit=4, batch_limit=3, torch_threads=1)
         scripted = Scripted()
         tasks = [await busy(engine, scripted), asyncio.create_task(engine.recommend(request(2)))]
         await asyncio.sleep(0)
@@ -165,7 +165,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def timed(clock: Clock) -> Iterator[InProcessEngine]:
-    engine = InProcessEngine(Metrics(), queue_limit=8, batch_limit=3, torch_threads=1, clock=clock)
+    engine = InProcessEngine(EngineMetrics(), queue_limit=8, batch_limit=3, torch_threads=1, clock=clock)
     yield engine
     engine.close()
 
@@ -226,7 +226,7 @@ class Echo(Scripted):
 def test_every_request_ends_once_with_its_own_answer_or_an_error(seed: int) -> None:
     """Random arrivals, deadlines, cancellations, swaps and failures; at last the engine is closed under way."""
     rng = np.random.default_rng(seed)
-    metrics = Metrics()
+    metrics = EngineMetrics()
     engine = InProcessEngine(metrics, queue_limit=20, batch_limit=4, torch_threads=1)
     engine.swap(Echo(np.random.default_rng(seed)))
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from recsys.bundle import Registry, publish_run
 from serving.app import create_app
 from serving.engine import InProcessEngine
-from serving.metrics import Metrics
+from serving.metrics import EngineMetrics
 from serving.reload import BundleWatcher
 from serving.settings import Settings
 
@@ -55,14 +55,14 @@ def test_a_server_follows_current(two_versions: Registry, server_settings: Setti
 
 @pytest.fixture
 def engine() -> InProcessEngine:
-    return InProcessEngine(Metrics(), queue_limit=4, batch_limit=3, torch_threads=1)
+    return InProcessEngine(EngineMetrics(), queue_limit=4, batch_limit=3, torch_threads=1)
 
 
 def test_a_refused_bundle_leaves_the_one_before(
     two_versions: Registry, server_settings: Settings, engine: InProcessEngine
 ) -> None:
     settings = server_settings.model_copy(update={"registry": two_versions.root})
-    metrics = Metrics()
+    metrics = EngineMetrics()
     watcher = BundleWatcher(settings, engine, metrics)
     old, new = two_versions.versions()
     asyncio.run(watcher.look())
@@ -85,7 +85,7 @@ def test_a_refused_bundle_is_tried_again_after_a_pause(
     two_versions: Registry, server_settings: Settings, engine: InProcessEngine, poll: timedelta, again: bool
 ) -> None:
     settings = server_settings.model_copy(update={"registry": two_versions.root, "bundle_poll": poll})
-    watcher = BundleWatcher(settings, engine, Metrics())
+    watcher = BundleWatcher(settings, engine, EngineMetrics())
     codes = two_versions.path(two_versions.versions()[0]) / "codes.npy"
     good = codes.read_bytes()
     codes.unlink()
@@ -103,7 +103,7 @@ def test_a_first_bundle_is_picked_up_and_a_bad_pointer_named(
     pointer = two_versions.root / "CURRENT"
     good = pointer.read_text()
     pointer.unlink()
-    watcher = BundleWatcher(server_settings.model_copy(update={"registry": two_versions.root}), engine, Metrics())
+    watcher = BundleWatcher(server_settings.model_copy(update={"registry": two_versions.root}), engine, EngineMetrics())
     asyncio.run(watcher.look())
     assert (engine.versions, watcher.refused) == (None, None)
     pointer.write_text("../elsewhere")
@@ -120,7 +120,7 @@ def test_a_decoder_that_the_bundle_does_not_have(
     two_versions: Registry, server_settings: Settings, engine: InProcessEngine
 ) -> None:
     settings = server_settings.model_copy(update={"registry": two_versions.root, "decoder": "oracle"})
-    watcher = BundleWatcher(settings, engine, Metrics())
+    watcher = BundleWatcher(settings, engine, EngineMetrics())
     asyncio.run(watcher.look())
     assert engine.versions is None
     assert "oracle" in (watcher.refused or "")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
-
-from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
     from serving.settings import Settings
@@ -28,17 +25,9 @@ def command(
 ) -> None:
     """Answer over HTTP; config/windfire.reference.env explains the other settings."""
     from serving.runner import run
-    from serving.settings import Settings
+    from serving.settings import read_settings
 
-    given: dict[str, Any] = {"registry": registry, "state": state, "host": host, "port": port}
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "_".join(("WINDFIRE", *(str(part) for part in first["loc"]))).upper()
-        raise ConfigError(
-            first["msg"], field=name, value=first["input"], remedy="see config/windfire.reference.env"
-        ) from error
+    settings = read_settings(registry=registry, state=state, host=host, port=port)
     if data is not None:
         _load_histories(settings, data)
     run(settings)
