@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from recsys.backends.half import HalfEngine
 from recsys.errors import ConfigError
-from recsys.models.compact import own_backbone
 
 if TYPE_CHECKING:
     from recsys.models import RecommenderConfig
@@ -24,6 +23,8 @@ def choose_backbone(config: RecommenderConfig) -> AnyBackbone:
         ConfigError: its library cannot be imported, or it refuses its settings.
     """
     if config.backbone == "own":
+        from recsys.models.compact import own_backbone  # torch, which a reader of `EngineName` alone spares
+
         return own_backbone(config)
     try:
         from recsys.backends.huggingface import HuggingFaceBackbone

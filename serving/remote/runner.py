@@ -14,7 +14,6 @@ import uvloop
 from serving.engine import InProcessEngine
 from serving.logs import configure_logs
 from serving.metrics import EngineMetrics
-from serving.reload import BundleWatcher
 from serving.remote.address import claimed
 from serving.remote.server import EngineServer
 
@@ -47,6 +46,8 @@ async def _run(settings: Settings, path: Path) -> None:
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         bound = stack.enter_context(claimed(path))  # first: it refuses a second engine before anything is loaded
+        from serving.reload import BundleWatcher  # with torch and the decoders
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         engine = InProcessEngine(

@@ -171,6 +171,69 @@ def start_server(served_registry: Registry, tmp_path_factory: pytest.TempPathFac
         server.process.wait()
 
 
+@dataclass
+class EngineProcess:
+    """An engine process of its own.
+
+    Attributes:
+        process: `windfire engine`.
+        socket: where it listens.
+        log: where its log lines go.
+    """
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    log: Path
+
+    def wait_until_listening(self, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if b"engine_listening" in self.log.read_bytes():
+                return
+            time.sleep(0.02)
+        pytest.fail(f"the engine does not listen:\n{self.log.read_text()}")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+
+StartEngine = Callable[..., EngineProcess]
+
+
+@pytest.fixture(scope="session")
+def start_engine(served_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartEngine]:
+    """Starts `windfire engine` and returns when it listens; ends what still runs after the tests."""
+    started: list[EngineProcess] = []
+
+    def start(
+        *, registry: Path | None = None, path: Path | None = None, wait: bool = True, **environment: str
+    ) -> EngineProcess:
+        folder = tmp_path_factory.mktemp("engine")
+        path = path or folder / "engine.sock"
+        command = [sys.executable, "-c", "from windfire.cli import main; main()", "engine"]
+        options = ["--registry", str(registry or served_registry.root), "--state", str(folder / "state")]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "WINDFIRE_BEAM": "10", **environment}
+        with (folder / "log").open("wb") as file:
+            process = subprocess.Popen([*command, *options, "--socket", str(path)], env=variables, stderr=file)
+        engine = EngineProcess(process, path, folder / "log")
+        started.append(engine)
+        if wait:
+            engine.wait_until_listening()
+        return engine
+
+    yield start
+    for engine in started:
+        engine.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_engine(start_engine: StartEngine) -> EngineProcess:
+    """An engine process on `served_registry`, for tests that leave it as it is."""
+    return start_engine()
+
+
 @pytest.fixture(scope="session")
 def shared_url(served_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on a real socket in a thread of this process, for tests that need no state of their own."""

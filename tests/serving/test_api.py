@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,21 @@ from serving.schemas import EventsAnswer, Readiness, RecommendAnswer
 from serving.settings import Settings
 
 KNOWN = ["item-11", "item-12", "item-13"]
+
+
+@pytest.fixture
+def no_engine() -> None:
+    """In the place of an engine process."""
+
+
+@pytest.fixture(params=["in process", "over a socket"])
+def client(request: pytest.FixtureRequest, server_settings: Settings) -> Iterator[TestClient]:
+    """The real application on the real tiny bundle, decoded here or by an engine process."""
+    fixture = {"in process": "no_engine", "over a socket": "shared_engine"}[request.param]
+    engine = request.getfixturevalue(fixture)
+    settings = server_settings.model_copy(update={"engine_socket": engine and engine.socket})
+    with TestClient(create_app(settings)) as client:
+        yield client
 
 
 def post(client: TestClient, path: str, content: bytes) -> tuple[int, dict[str, Any]]:

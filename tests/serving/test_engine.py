@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pytest
 
 from recsys.errors import UnavailableError
@@ -207,52 +205,3 @@ def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcess
         assert following.batches == [[1], [2, 4]]
 
     asyncio.run(scenario())
-
-
-class Echo(Scripted):
-    """As `Scripted`, its gate open, slow now and then."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__()
-        self.rng = rng
-        self.gate.set()
-
-    def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
-        time.sleep(float(self.rng.exponential(0.001)))
-        return super().recommend(requests)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_every_request_ends_once_with_its_own_answer_or_an_error(seed: int) -> None:
-    """Random arrivals, deadlines, cancellations, swaps and failures; at last the engine is closed under way."""
-    rng = np.random.default_rng(seed)
-    metrics = EngineMetrics()
-    engine = InProcessEngine(metrics, queue_limit=20, batch_limit=4, torch_threads=1)
-    engine.swap(Echo(np.random.default_rng(seed)))
-
-    async def one(n: int) -> EngineAnswer:
-        return await engine.recommend(request(n, deadline=time.monotonic() + float(rng.exponential(0.01))))
-
-    async def scenario() -> list[EngineAnswer | BaseException]:
-        tasks = []
-        for n in range(400):
-            tasks.append(asyncio.create_task(one(n)))
-            await asyncio.sleep(float(rng.exponential(0.0005)))
-            for task in rng.choice(np.array(tasks, dtype=object), size=int(rng.random() < 0.1)):
-                task.cancel()
-            for name in ["other"][: int(rng.random() < 0.05)]:
-                engine.swap(Echo(np.random.default_rng(len(name))))
-        closing = asyncio.create_task(asyncio.to_thread(engine.close))
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
-        await closing
-        return ended
-
-    ended = asyncio.run(scenario())
-    kinds = {EngineAnswer: 0, UnavailableError: 0, ValueError: 0, asyncio.CancelledError: 0}
-    for outcome in ended:
-        kinds[type(outcome)] += 1  # no other kind
-    answered = {n: outcome for n, outcome in enumerate(ended) if isinstance(outcome, EngineAnswer)}
-    assert all(answer.catalog_version == str(n) for n, answer in answered.items())
-    assert 13 not in answered
-    assert kinds[EngineAnswer] > 50
-    assert kinds[UnavailableError] > 0
