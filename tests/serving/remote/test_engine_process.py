@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -321,3 +322,17 @@ def test_front_ends_share_an_engine(shared_engine: Any, server_settings: Setting
             for client in (one, two)
         ]
         assert decoded[0] == decoded[1] != []
+
+
+def test_a_front_end_process_that_is_killed_harms_nobody(
+    start_server: Start, shared_engine: Any, server_settings: Settings
+) -> None:
+    server = start_server(WINDFIRE_ENGINE_SOCKET=str(shared_engine.socket))
+    loaded = {Path(entry.path).name for entry in psutil.Process(server.process.pid).memory_maps()}
+    assert not {name for name in loaded if "torch" in name}, "a front-end loads no model"
+    ask = {"history": ["item-11"]}
+    items = httpx.post(f"{server.url}/v1/recommend", json=ask).json()["items"]
+    server.process.kill()
+    server.process.wait()
+    with TestClient(create_app(server_settings.model_copy(update={"engine_socket": shared_engine.socket}))) as other:
+        assert other.post("/v1/recommend", json=ask).json()["items"] == items != []
