@@ -84,7 +84,7 @@ class SocketEngine:
         return "engine_draining: the engine process is being stopped" if self._link.status.draining else None
 
     async def start(self) -> None:
-        """Try to connect, and go on trying in the background until `close`."""
+        """Try to connect, and where that fails go on trying in the background until `close`."""
         first = asyncio.Event()
         self._keeping = asyncio.create_task(self._keep(first))
         await first.wait()
@@ -135,10 +135,10 @@ class SocketEngine:
         while True:
             link = _Link(self._metrics)
             try:
-                await self._connect(link)
-                first.set()
-                pause = _FIRST_PAUSE
-                await self._stay(link)
+                if await self._connect(link):
+                    first.set()
+                    pause = _FIRST_PAUSE
+                    await self._stay(link)
             finally:
                 self._link = None
                 self._metrics.connected.set(0)
@@ -147,8 +147,8 @@ class SocketEngine:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _connect(self, link: _Link) -> None:
-        """One try; where it fails, the link is lost."""
+    async def _connect(self, link: _Link) -> bool:
+        """One try; whether the engine can be asked now."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(SILENCE * self._tick):
@@ -163,13 +163,12 @@ class SocketEngine:
                 self._link, self._why = link, ""
                 self._metrics.connected.set(1)
                 _log.info("engine_connected", path=str(self._path))
-                return
+                return True
             self._because(link.broken or "it hung up")
+        return False
 
     async def _stay(self, link: _Link) -> None:
         """Until the connection is lost, or no sign of life came for too many ticks."""
-        if self._link is not link:
-            return
         quiet = 0
         while quiet < SILENCE:
             # Ticks are counted, not seconds: after a halt of this process the first tick finds what has come meanwhile.

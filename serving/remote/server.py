@@ -21,6 +21,7 @@ from serving.remote.wire import (
     Speaker,
     Status,
     front_end_messages,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class EngineServer:
     @property
     def status(self) -> Status:
         """What front-ends are told."""
-        return Status(self._engine.versions, self._keeper.refused, self._draining)
+        refused = self._keeper.refused
+        return Status(self._engine.versions, None if refused is None else printable(refused), self._draining)
 
     async def start(self, bound: socket.socket) -> None:
         """Listen on a bound socket."""
@@ -114,8 +116,7 @@ class EngineServer:
     def _tell(self, status: Status) -> None:
         self._said = status
         for link in list(self._links):
-            if link.welcomed:
-                link.send(status)
+            link.tell(status)
 
     def admit(self, link: _Link) -> None:
         """A front-end has come."""
@@ -146,7 +147,12 @@ class _Link(Speaker):
         self._idle = asyncio.Event()
         self._idle.set()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.welcomed = False
+        self._welcomed = self._paused = False
+
+    def tell(self, status: Status) -> None:
+        """Send a status, unless the front-end does not read: it gets a newer one when it does."""
+        if self._welcomed and not self._paused:
+            self.send(status)
 
     async def finish(self) -> None:
         """Wait for the answers under way, then hang up behind the last of them."""
@@ -171,16 +177,18 @@ class _Link(Speaker):
 
     # A front-end that does not read its answers may not ask for more.
     def pause_writing(self) -> None:
+        self._paused = True
         if self.transport is not None:
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._paused = False
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def welcome(self) -> None:
-        self.welcomed = True
-        self.send(self._server.status)
+        self._welcomed = True
+        self.tell(self._server.status)
 
     def heard(self, body: bytes) -> None:
         message = front_end_messages.decode(body)

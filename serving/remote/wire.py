@@ -138,11 +138,9 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=5):
     def of(cls, number: int, error: BaseException) -> Failed:
         """An error as it is sent."""
         if not isinstance(error, WindfireError) or error.code not in _CLASSES:
-            return cls(number, "", _printable(f"{type(error).__name__}: {error}"))
-        field = None if error.field is None else _printable(error.field)
-        return cls(
-            number, error.code, _printable(error.message), _printable(error.remedy), field, _portable(error.value)
-        )
+            return cls(number, "", printable(f"{type(error).__name__}: {error}"))
+        field = None if error.field is None else printable(error.field)
+        return cls(number, error.code, printable(error.message), printable(error.remedy), field, _portable(error.value))
 
     def error(self) -> Exception:
         """The error as it is raised again."""
@@ -316,7 +314,7 @@ def _listed(ids: Sequence[str]) -> list[str]:
     return ids if isinstance(ids, list) else list(ids)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without lone surrogates, which cannot travel."""
     return text.encode("utf-8", "replace").decode()
 
@@ -325,4 +323,4 @@ def _portable(value: Any) -> str | int | float | bool | None:
     """A value of an error as it is where it can travel, else as it would be shown."""
     if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64):
         return value
-    return _printable(value if isinstance(value, str) else repr(value))
+    return printable(value if isinstance(value, str) else repr(value))

@@ -360,6 +360,31 @@ def test_what_is_no_engine_is_named(path: Path, says: bytes, why: str) -> None:
     asyncio.run(run())
 
 
+def test_the_pauses_between_tries_double(path: Path) -> None:
+    async def run() -> None:
+        tries = []
+
+        async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tries.append(time.monotonic())
+            writer.close()
+
+        server = await served(path, talk)
+        async with front_end(path):
+            await until(lambda: len(tries) == 5)
+        server.close()
+        assert tries[4] - tries[0] > 0.05 + 0.1 + 0.2 + 0.4
+
+    asyncio.run(run())
+
+
+def test_a_refusal_that_no_text_can_carry_is_told_nevertheless(path: Path) -> None:
+    async def scenario(engine: Engine, client: SocketEngine) -> None:
+        engine.keeper.refused = "no such file: \udcff"
+        await until(lambda: client.refused == "no such file: ?")  # with the next sign of life
+
+    with_engine(path, scenario)
+
+
 def test_an_answer_that_was_never_asked_breaks_the_connection(path: Path) -> None:
     async def run() -> None:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
