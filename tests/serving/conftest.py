@@ -185,7 +185,7 @@ class EngineProcess:
     socket: Path
     log: Path
 
-    def wait_until_listening(self, seconds: float = 60.0) -> None:
+    def wait_until_listening(self, seconds: float = 200.0) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             if b"engine_listening" in self.log.read_bytes():

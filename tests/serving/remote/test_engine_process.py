@@ -151,10 +151,12 @@ async def connected(path: Path) -> SocketEngine:
     return client
 
 
-async def ready(*clients: SocketEngine) -> None:
-    async with asyncio.timeout(60):
-        while any(client.versions is None for client in clients):  # noqa: ASYNC110 - no event says so
+async def ready(engine: Any, *clients: SocketEngine) -> None:
+    """Wait as long as a start takes on a busy machine, unless the process has ended."""
+    async with asyncio.timeout(200):
+        while engine.process.poll() is None and any(client.versions is None for client in clients):
             await asyncio.sleep(0.005)
+    assert engine.process.poll() is None
 
 
 class Crowd:
@@ -203,7 +205,7 @@ def test_kills_and_swaps_leave_one_answer_or_one_error(start_engine: Start, chur
             engine.kill()
             await crowd.send(20, gap=0.001)
             engine = start()
-            await ready(*clients)
+            await ready(engine, *clients)
         await crowd.send(PER_LIFE, gap=0.002)
         ended = await crowd.ended()
         churner.cancel()
