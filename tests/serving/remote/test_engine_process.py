@@ -154,7 +154,7 @@ async def connected(path: Path) -> SocketEngine:
 async def ready(engine: Any, *clients: SocketEngine) -> None:
     """Wait as long as a start takes on a busy machine, unless the process has ended."""
     async with asyncio.timeout(200):
-        while engine.process.poll() is None and any(client.versions is None for client in clients):
+        while engine.process.poll() is None and None in [client.versions for client in clients]:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     assert engine.process.poll() is None
 
@@ -229,12 +229,14 @@ def test_kills_and_swaps_leave_one_answer_or_one_error(start_engine: Start, chur
 
 
 def test_memory_stays_flat(shared_engine: Any) -> None:
+    """Warmed up, it grows by the masks of filters never asked for before, about 200 bytes each until they are full."""
     process, rng = psutil.Process(shared_engine.process.pid), np.random.default_rng(12)
+    asked = 1_000 + 5 * EXAMPLES
 
     async def scenario() -> tuple[int, int]:
         client = await connected(shared_engine.socket)
         sizes = []
-        for count in (500, 1_000 + 5 * EXAMPLES):
+        for count in (1_000, asked):
             crowd = Crowd([client], rng)
             await crowd.send(count, gap=0.0005)
             await crowd.ended()
@@ -243,7 +245,7 @@ def test_memory_stays_flat(shared_engine: Any) -> None:
         return sizes[0], sizes[1]
 
     warm, later = asyncio.run(scenario())
-    assert later - warm < 8 << 20
+    assert later - warm < (3 << 20) + 300 * asked
 
 
 def test_sigterm_answers_all_that_was_asked_before_the_end(start_engine: Start) -> None:
