@@ -156,7 +156,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Example:
     """A small language model that writes semantic IDs, in MiniOneRec's form. Read only."""
     from benchmarks.example_generator import make_example
 
-    return make_example(tmp_path_factory.mktemp("foreign"), steps=12)
+    return make_example(tmp_path_factory.mktemp("foreign"), steps=12, users=80)
 
 
 @pytest.fixture(scope="session")

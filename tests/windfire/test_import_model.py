@@ -61,10 +61,8 @@ def test_every_decoder_answers_over_http(published: tuple[Path, Path], decoder: 
 
 def test_it_is_evaluated_as_any_bundle(published: tuple[Path, Path]) -> None:
     registry, work = published
-    beam, speculative = (
-        call(evaluate.app, "--registry", registry, "--data", work, "--decoder", name)
-        for name in ("beam", "speculative")
-    )
+    shared = ("--registry", registry, "--data", work, "--decoder")
+    beam, speculative = (call(evaluate.app, *shared, name) for name in ("beam", "speculative"))
     assert beam.partition("ndcg@1 ")[2] == speculative.partition("ndcg@1 ")[2] != ""
 
 
