@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,10 @@ def test_speculative_equals_beam_and_nothing_ineligible_is_shown(model: Prompted
 
 
 def test_fitting_brings_the_head_to_the_beam(foreign_run: Path, data: PreparedData, tmp_path: Path) -> None:
-    settings = HeadSettings(steps=40, batch=8, samples=4, evaluate_every=40, evaluate_users=60)
+    settings = HeadSettings(steps=40, batch=8, samples=4, evaluate_every=40, evaluate_users=30)
     fitter = HeadFitter(foreign_run, data, settings, tmp_path / "head", seed=1)
-    against = AgainstBeam(fitter.model, fitter.trie, data, users=60, beam=50)
-    before, backbone = against.measure(), fitter.model.backbone.state_dict()  # type: ignore[union-attr, operator]
+    against = AgainstBeam(fitter.model, fitter.trie, data, users=30, beam=50)
+    before, backbone = against.measure(), fitter.model.get_submodule("backbone").state_dict()
     frozen = {name: value.clone() for name, value in backbone.items()}
     manifest = fitter.run()
     after = against.measure()
@@ -149,7 +150,10 @@ def test_fitting_brings_the_head_to_the_beam(foreign_run: Path, data: PreparedDa
     assert all(torch.equal(value, frozen[name]) for name, value in backbone.items())
     registry = Registry(tmp_path / "registry")
     publish_run(registry, run=tmp_path / "head", work=foreign_run / "work", created=NOW)
-    assert_all_decoders_answer(registry.open_current())
+    bundle = registry.open_current()
+    assert_all_decoders_answer(bundle)
+    further = fit_head(bundle.path, data, SETTINGS, tmp_path / "further", seed=1)  # from the fitted head
+    assert further["metrics"]["valid.top10"] > 0.9
 
 
 def assert_all_decoders_answer(bundle: Bundle) -> None:
@@ -176,8 +180,8 @@ def test_an_interrupted_fitting_ends_bit_for_bit_the_same(
         if next(ticks, "over") == "over":
             raise _Stopped
 
-    with pytest.raises(_Stopped):
-        fitter._loop(against, MetricsLog(tmp_path / "cut", step=0), tick)
+    with closing(MetricsLog(tmp_path / "cut", step=0)) as log, pytest.raises(_Stopped):
+        fitter._loop(against, log, tick)
     assert fitter.progress.step == 5
     resumed = fit_head(foreign_run, data, SETTINGS, tmp_path / "cut", seed=1)
     assert resumed["metrics"] == whole["metrics"]

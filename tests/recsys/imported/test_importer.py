@@ -122,6 +122,21 @@ def test_a_bundle_answers_as_long_as_the_model_is_as_it_was(
         registry.open_current(verify=False)
 
 
+def test_half_precision_answers_nearly_the_same(foreign: Example, foreign_run: Path, tmp_path: Path) -> None:
+    report = import_model(
+        "minionerec", foreign.model, sids=foreign.sids, work=foreign.work, out=tmp_path / "run", precision="bfloat16"
+    )
+    assert 0 < report.difference < 0.05
+    data = PreparedData.load(foreign_run / "work")
+    trie, scores = SidTrie.build(data.codes, data.codebook_sizes), []
+    for run in (foreign_run, tmp_path / "run"):
+        decoder = build_decoder(loaded(run, data), trie, name="beam")
+        ranked = decoder.decode(HISTORIES[:1], k=60, beam=64, eligibility=Eligibility()).ranked[0]
+        scores.append(ranked.scores[np.argsort(ranked.items)])
+    assert scores[1].dtype == np.float32
+    np.testing.assert_allclose(scores[1], scores[0], atol=0.1)
+
+
 def test_items_of_one_side_only_are_counted(foreign: Example, tmp_path: Path) -> None:
     named = json.loads(foreign.sids.read_text())
     del named["item-0003"], named["item-0004"]
