@@ -17,6 +17,7 @@ from recsys.records import ITEMS
 from recsys.storage import write_json_atomically
 
 if TYPE_CHECKING:
+    from benchmarks.example_generator import Example
     from recsys.bundle import Registry
 
 # Before torch is loaded: the tests' processes share the cores, and threads that wait by spinning would starve them.
@@ -148,3 +149,21 @@ def tiny_registry(tiny_work: Path, tiny_run: Path, tmp_path: Path) -> Registry:
     registry = Registry(tmp_path / "registry")
     publish_run(registry, run=tiny_run, work=tiny_work, created=datetime(2026, 1, 1, tzinfo=UTC))
     return registry
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """A small language model that writes semantic IDs, in MiniOneRec's form. Read only."""
+    from benchmarks.example_generator import make_example
+
+    return make_example(tmp_path_factory.mktemp("foreign"), steps=12, users=80)
+
+
+@pytest.fixture(scope="session")
+def foreign_run(foreign: Example, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`foreign`, imported: a run directory with its work directory in `work`. Read only."""
+    from recsys.imported.importer import import_model
+
+    out = tmp_path_factory.mktemp("foreign_run") / "run"
+    import_model("minionerec", foreign.model, sids=foreign.sids, work=foreign.work, out=out)
+    return out

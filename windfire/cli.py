@@ -16,6 +16,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "import": ("import_", "Read a log into tables; --check reports without writing."),
     "simulate": ("simulate", "Write a marketplace's log as tables."),
     "offline": ("offline", "Run the Spark jobs: sequences, embeddings, semantic IDs, features."),
+    "import-model": ("import_model", "Bring in a generator that was trained elsewhere."),
     "train": ("train", "Fit a model."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
     "serve": ("serve", "Answer over HTTP."),

@@ -26,6 +26,13 @@ def choose_backbone(config: RecommenderConfig) -> AnyBackbone:
         from recsys.models.compact import own_backbone  # torch, which a reader of `EngineName` alone spares
 
         return own_backbone(config)
+    if config.backbone == "imported":
+        raise ConfigError(
+            "an imported model is loaded whole and not built",
+            field="backbone",
+            value=config.backbone,
+            remedy="`windfire import-model` brings one in; to train one here choose `own` or `huggingface`",
+        )
     try:
         from recsys.backends.huggingface import HuggingFaceBackbone
     except ImportError as error:

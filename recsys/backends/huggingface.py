@@ -25,48 +25,18 @@ _ATTENTION: Final = ("sdpa", "eager")  # the implementations that take a mask of
 _OURS: Final = ("hidden_size", "vocab_size", "dtype")
 
 
-class HuggingFaceBackbone(nn.Module):
+class LibraryDecoder(nn.Module):
     """A decoder of the `transformers` library behind the interface of `recsys.models.backbone.Backbone`.
 
-    Any type with `inputs_embeds`, positions per token and full attention in every layer will do; what it does with
-    positions, masks and caches is tried once on construction.
-
     Args:
-        config: `backbone_config` holds the `model_type` (default `qwen3`), the `attn_implementation` (`sdpa` or
-            `eager`) and further keys of that type's configuration, over the values that follow from the sizes.
-
-    Raises:
-        ConfigError: an unknown type or key, sizes that do not fit each other, or a type that is no such decoder.
+        decoder: takes embedded tokens, positions and masks, and attends to the whole history in every layer.
+        additive: whether its attention adds the mask to the scores.
     """
 
-    def __init__(self, config: RecommenderConfig) -> None:
+    def __init__(self, decoder: nn.Module, *, additive: bool) -> None:
         super().__init__()
-        model_type = _model_type(config)
-        attention = _attention(config)
-        self._additive = attention == "eager"
-        values = _values(model_type, config)
-        try:
-            chosen = AutoConfig.for_model(model_type, **values)
-            full = all(type(layer) is DynamicLayer for layer in DynamicCache(config=chosen).layers)
-            self.decoder: nn.Module = AutoModel.from_config(  # type: ignore[no-untyped-call]
-                chosen, attn_implementation=attention, dtype=torch.get_default_dtype()
-            )
-            self.decoder.set_input_embeddings(nn.Identity())
-            fit = full and _reads_as_asked(self, config.d_model)
-        except Exception as error:  # a foreign model may fail in any way
-            raise ConfigError(
-                f"transformers cannot build a {model_type} decoder of these sizes: {error}",
-                field="backbone_config",
-                value=config.backbone_config,
-                remedy="change the sizes of the model or the keys of backbone_config",
-            ) from error
-        if not fit:
-            raise ConfigError(
-                f"{model_type} with these settings is no causal decoder with full attention in every layer",
-                field="backbone_config",
-                value=config.backbone_config,
-                remedy="`sliding_window: null` where the type has one, or another model_type, such as qwen3 or llama",
-            )
+        self.decoder = decoder
+        self._additive = additive
 
     def freeze(self, make_engine: MakeEngine | None = None, around: Around | None = None) -> None:
         """Nothing to do: a decoder of the library has one way to run; `choose_engine` offers it no other."""
@@ -112,6 +82,49 @@ class HuggingFaceBackbone(nn.Module):
             return mask
         # eager attention adds its mask to the scores: True would be taken for 1.
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class HuggingFaceBackbone(LibraryDecoder):
+    """An untrained decoder in the sizes of a recommender.
+
+    Any type with `inputs_embeds`, positions per token and full attention in every layer will do; what it does with
+    positions, masks and caches is tried once on construction.
+
+    Args:
+        config: `backbone_config` holds the `model_type` (default `qwen3`), the `attn_implementation` (`sdpa` or
+            `eager`) and further keys of that type's configuration, over the values that follow from the sizes.
+
+    Raises:
+        ConfigError: an unknown type or key, sizes that do not fit each other, or a type that is no such decoder.
+    """
+
+    def __init__(self, config: RecommenderConfig) -> None:
+        model_type = _model_type(config)
+        attention = _attention(config)
+        values = _values(model_type, config)
+        try:
+            chosen = AutoConfig.for_model(model_type, **values)
+            full = all(type(layer) is DynamicLayer for layer in DynamicCache(config=chosen).layers)
+            decoder: Any = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                chosen, attn_implementation=attention, dtype=torch.get_default_dtype()
+            )
+            decoder.set_input_embeddings(nn.Identity())
+            super().__init__(decoder, additive=attention == "eager")
+            fit = full and _reads_as_asked(self, config.d_model)
+        except Exception as error:  # a foreign model may fail in any way
+            raise ConfigError(
+                f"transformers cannot build a {model_type} decoder of these sizes: {error}",
+                field="backbone_config",
+                value=config.backbone_config,
+                remedy="change the sizes of the model or the keys of backbone_config",
+            ) from error
+        if not fit:
+            raise ConfigError(
+                f"{model_type} with these settings is no causal decoder with full attention in every layer",
+                field="backbone_config",
+                value=config.backbone_config,
+                remedy="`sliding_window: null` where the type has one, or another model_type, such as qwen3 or llama",
+            )
 
 
 def _model_type(config: RecommenderConfig) -> str:

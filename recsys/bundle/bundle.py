@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow.parquet as pq
 
+from recsys.bundle.external import EXTERNAL, ExternalModel
 from recsys.bundle.manifest import BundleManifest, check_sizes, verify_files, verify_once
 from recsys.catalog import Catalog, ItemIndex
 from recsys.catalog.arrays import load_array, load_json
@@ -95,6 +96,8 @@ class Bundle:
             verify_files(path, manifest.files)
         else:
             verify_once(path, manifest.files, markers)
+        if f"model/{EXTERNAL}" in manifest.files:
+            ExternalModel.load(path / "model").verify(hashes=verify, markers=markers)
         tokenizer = load_json(path / "tokenizer" / "tokenizer.json")
         if tokenizer["tokenizer_version"] != manifest.tokenizer_version:
             raise VersionMismatchError(

@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from recsys.backends import choose_backbone, choose_engine
+from recsys.bundle.external import ExternalModel
 from recsys.bundle.manifest import corrupt
 from recsys.catalog.arrays import load_json
 from recsys.decoding.building import build_decoder
-from recsys.errors import DataError, VersionMismatchError
+from recsys.errors import ConfigError, DataError, VersionMismatchError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor, nn
 
     from recsys.bundle.bundle import Bundle
     from recsys.decoding.decoder import Decoder
-    from recsys.models import Recommender
+    from recsys.models import AnyRecommender, PromptedRecommender
 
 
 def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto") -> Decoder:
@@ -46,7 +48,7 @@ def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto
     return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name)
 
 
-def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[int, ...]) -> Recommender:
+def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[int, ...]) -> AnyRecommender:
     """Read config.json and weights.safetensors of a trained model, in evaluation mode.
 
     Args:
@@ -70,25 +72,64 @@ def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[in
             value=config.codebook_sizes,
             remedy="train the model again on this work directory",
         )
-    path = directory / "weights.safetensors"
+    weights = _read_weights(directory / "weights.safetensors")
+    if config.backbone == "imported":
+        return _load_imported(directory, config, features, weights)
+    model = build_model(config, _used(features, config), choose_backbone)
+    _fill(model, weights, directory)
+    return model.eval()
+
+
+def _load_imported(
+    directory: Path, config: RecommenderConfig, features: ItemFeatures, weights: dict[str, Tensor]
+) -> PromptedRecommender:
+    """A language model from its own folder, with the head that was fitted to it, if one was."""
+    external = ExternalModel.load(directory)
+    external.verify(hashes=False)
     try:
-        weights = load_file(path)
+        from recsys.backends.prompted import PromptTokens, load_prompted
+    except ImportError as error:
+        raise ConfigError(
+            f"transformers cannot be imported: {error}",
+            field="backbone",
+            value=config.backbone,
+            remedy="install transformers: an imported model runs in it",
+        ) from error
+    model = load_prompted(
+        external.directory,
+        config,
+        codes=features.codes,
+        prompt=PromptTokens(**{name: tuple(tokens) for name, tokens in external.prompt.items()}),
+        code_tokens=external.code_tokens,
+        precision=external.precision,
+    )
+    if weights:
+        _fill(model.drafting, weights, directory)
+        model.drafted = True
+    return model.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise corrupt(path, f"{path.name} cannot be read: {error}") from error
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise DataError("a weight is not finite", field="tensor", value=name, remedy="train the model again")
-    model = build_model(config, _used(features, config), choose_backbone)
+    return weights
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
     try:
-        model.load_state_dict(weights, assign=True)
+        module.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise DataError(
             f"the weights do not fit the model's configuration: {error}",
             field="weights",
-            value=str(path),
+            value=str(directory / "weights.safetensors"),
             remedy="publish the run directory as training wrote it",
         ) from error
-    return model.eval()
 
 
 def _used(features: ItemFeatures, config: RecommenderConfig) -> ItemFeatures:

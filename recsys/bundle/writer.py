@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from recsys.bundle.bundle import ALL_SCENES
+from recsys.bundle.external import EXTERNAL
 from recsys.bundle.loading import load_model
 from recsys.bundle.manifest import BundleManifest, TrainingData
 from recsys.bundle.provenance import code_version
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 RUN_FORMAT: Final = "windfire.run/1"
 _MODEL_FILES: Final = ("config.json", "weights.safetensors")
+
+
+def model_files(run: Path) -> tuple[str, ...]:
+    """Names of the files below a run's model/; those of an imported model say where its weights are."""
+    return (*_MODEL_FILES, EXTERNAL) if (run / "model" / EXTERNAL).is_file() else _MODEL_FILES
 
 
 def publish_run(
@@ -60,14 +66,14 @@ def publish_run(
         VersionMismatchError: the run was trained with another tokenizer or on another catalog.
     """
     run_manifest = load_run_manifest(run)
-    model_version = sha256_parts([sha256_file(run / "model" / name) for name in _MODEL_FILES])[:12]
+    model_version = sha256_parts([sha256_file(run / "model" / name) for name in model_files(run)])[:12]
 
     def write(directory: Path) -> BundleManifest:
         data = PreparedData.load(work)
         check_run(run, run_manifest, data)
         write_tables(directory, data, work)
         (directory / "model").mkdir()
-        for name in _MODEL_FILES:
+        for name in model_files(run):
             shutil.copyfile(run / "model" / name, directory / "model" / name)
         return BundleManifest(
             version="",

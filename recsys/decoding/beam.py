@@ -14,7 +14,7 @@ from torch import Tensor
 from recsys.decoding.buckets import Buckets, Found, fill
 from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
 from recsys.decoding.eligibility import EligibilityIndex
-from recsys.decoding.histories import pad_histories
+from recsys.decoding.histories import counts, pad_histories
 from recsys.decoding.padded import PaddedTrie
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class TokenWriter(Protocol):
     @property
     def start(self) -> Tensor:
         """Any parameter: tells device and precision."""
+
+    def positions(self, counts: Sequence[int], *, placeholders: bool) -> int:
+        """Sequence positions of a batch of prompts by their items, with or without placeholders."""
 
     def encode_prompt(self, items: Tensor, lengths: Tensor) -> Prompt:
         """Histories (B, n) padded with -1 and lengths (B,) -> the prompt's states."""
@@ -93,7 +96,7 @@ class BeamDecoder:
         prompt = self._model.encode_prompt(items, lengths)
         check_finite(prompt.last)
         levels = self._trie.levels
-        spent = [1, int(lengths.sum()) * levels + len(histories)]
+        spent = [1, self._model.positions(counts(histories, self._limit), placeholders=False)]
 
         def search(rows: list[int], width: int) -> list[Found]:
             found, tokens = self._search(select(prompt, rows), [masks[row] for row in rows], width)

@@ -10,6 +10,7 @@ from recsys.decoding.nezha import NezhaDecoder
 from recsys.decoding.speculative import SpeculativeDecoder
 from recsys.errors import ConfigError
 from recsys.models.compact import FlatRecommender
+from recsys.models.prompted import PromptedRecommender
 from recsys.models.token import TokenRecommender
 
 if TYPE_CHECKING:
@@ -18,20 +19,22 @@ if TYPE_CHECKING:
 
     from recsys.decoding.decoder import Decoder
     from recsys.decoding.trie import SidTrie
-    from recsys.models import Recommender
+    from recsys.models import AnyRecommender
 
 
-def decoder_names(model: Recommender) -> tuple[str, ...]:
+def decoder_names(model: AnyRecommender) -> tuple[str, ...]:
     """The decoders that answer from this model's weights, the default first."""
     if isinstance(model, FlatRecommender):
         return ("flat",)
-    if isinstance(model, TokenRecommender):
+    if isinstance(model, PromptedRecommender) and not model.drafted:
+        return ("beam",)
+    if isinstance(model, TokenRecommender | PromptedRecommender):
         return ("nezha", "beam", "speculative")
     return ("nezha",)
 
 
 def build_decoder(
-    model: Recommender,
+    model: AnyRecommender,
     trie: SidTrie,
     *,
     name: str | None = None,
@@ -52,15 +55,21 @@ def build_decoder(
     chosen = name or offered[0]
     if chosen not in offered:
         raise ConfigError(
-            f"a {model.config.shape} model has no such decoder",
+            f"{_described(model)} has no such decoder",
             field="decoder",
             value=chosen,
             remedy=f"one of {', '.join(offered)}",
         )
     if isinstance(model, FlatRecommender):
         return FlatDecoder(model)
-    if isinstance(model, TokenRecommender) and chosen == "beam":
+    if isinstance(model, TokenRecommender | PromptedRecommender) and chosen == "beam":
         return BeamDecoder(model, trie, prior=prior)
-    if isinstance(model, TokenRecommender) and chosen == "speculative":
+    if isinstance(model, TokenRecommender | PromptedRecommender) and chosen == "speculative":
         return SpeculativeDecoder(model, trie, prior=prior)
     return NezhaDecoder(model, trie, prior=prior)
+
+
+def _described(model: AnyRecommender) -> str:
+    if isinstance(model, PromptedRecommender) and not model.drafted:
+        return "an imported model without a draft head (`windfire train draft-head` fits one)"
+    return f"a {model.config.shape} model"

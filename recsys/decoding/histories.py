@@ -40,17 +40,22 @@ def pad_histories(
         InputError: an index outside the catalogue.
     """
     kept = [np.asarray(history) if limit is None else np.asarray(history)[-limit:] for history in histories]
-    counts = [len(history) for history in kept]
-    width = max(1, *counts) if counts else 1
+    sizes = [len(history) for history in kept]
+    width = max(1, *sizes) if sizes else 1
     padded = np.full((len(kept), width), PADDING, dtype=np.int64)
     for row, history in enumerate(kept):
         if len(history):
             _check(int(history.min()), int(history.max()), items)
             padded[row, : len(history)] = history
-    found, lengths = torch.from_numpy(padded), torch.tensor(counts, dtype=torch.int64)
+    found, lengths = torch.from_numpy(padded), torch.tensor(sizes, dtype=torch.int64)
     return (found, lengths) if device == _CPU else (found.to(device), lengths.to(device))
 
 
 def _check(lowest: int, highest: int, items: int) -> None:
     if lowest < 0 or highest >= items:
         raise InputError(f"items of a history must lie in 0..{items - 1}", field="histories", value=(lowest, highest))
+
+
+def counts(histories: Sequence[npt.NDArray[np.integer]], limit: int) -> list[int]:
+    """Items that a model reads of each history."""
+    return [min(len(history), limit) for history in histories]

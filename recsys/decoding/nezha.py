@@ -16,7 +16,7 @@ from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_req
 from recsys.decoding.eligibility import EligibilityIndex
 from recsys.decoding.head_beam import HeadBeam
 from recsys.decoding.head_weights import HeadWeights
-from recsys.decoding.histories import pad_histories
+from recsys.decoding.histories import counts, pad_histories
 from recsys.decoding.padded import PaddedTrie
 from recsys.models.head import prefix_rows
 
@@ -47,6 +47,9 @@ class SelfDrafting(Protocol):
     @property
     def head(self) -> DraftHead:
         """Its draft head."""
+
+    def positions(self, counts: Sequence[int], *, placeholders: bool) -> int:
+        """Sequence positions of a batch of prompts by their items, with or without placeholders."""
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Histories (B, n) padded with -1, lengths (B,) -> (B, L + 1, H)."""
@@ -83,9 +86,6 @@ class NezhaDecoder:
         self._device = next(model.head.parameters()).device
         self._items = model.config.num_items
         self._limit = model.config.max_history
-        token, levels = model.config.shape == "token", model.config.levels
-        self._per_item = levels if token else 1
-        self._per_request = 1 + (levels if token and model.config.placeholders else 0)  # the start, and placeholders
         self._widest = max(trie.nodes(depth) for depth in range(1, trie.levels + 1))
         self._buckets = Buckets(trie, prior)
         self._index = EligibilityIndex(trie)
@@ -118,8 +118,8 @@ class NezhaDecoder:
             beam=min(beam, self._widest),
             widest=self._widest,
         )
-        read = sum(min(len(history), self._limit) for history in histories)
-        return DecodeResult(ranked, Spent(1, read * self._per_item + len(histories) * self._per_request, widened))
+        read = self._model.positions(counts(histories, self._limit), placeholders=True)
+        return DecodeResult(ranked, Spent(1, read, widened))
 
     def _searcher(
         self, hidden: Tensor, masks: Sequence[RequestMask], k: int

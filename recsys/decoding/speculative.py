@@ -23,7 +23,7 @@ from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_req
 from recsys.decoding.eligibility import EligibilityIndex
 from recsys.decoding.head_beam import HeadBeam
 from recsys.decoding.head_weights import HeadWeights
-from recsys.decoding.histories import pad_histories
+from recsys.decoding.histories import counts, pad_histories
 from recsys.decoding.padded import Beams, PaddedTrie
 
 if TYPE_CHECKING:
@@ -159,8 +159,7 @@ class SpeculativeDecoder:
         hidden, prompt = tools.model.encode_with_prompt(items, lengths)
         check_finite(hidden)
         states = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).cpu().numpy()  # (B, L + 1, H)
-        placeholders = config.levels * len(histories) * config.placeholders
-        read = int(lengths.sum()) * config.levels + len(histories) + placeholders
+        read = tools.model.positions(counts(histories, config.max_history), placeholders=True)
         searched: list[_Request] = []
 
         def search(rows: list[int], width: int) -> list[Found]:

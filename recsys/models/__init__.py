@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 from recsys.models.compact import CompactRecommender, FlatRecommender, own_backbone
 from recsys.models.config import RecommenderConfig
 from recsys.models.item_input import ItemFeatures
+from recsys.models.prompted import PromptedRecommender
 from recsys.models.token import TokenRecommender
 
 if TYPE_CHECKING:
     from recsys.models.compact import MakeBackbone
 
 Recommender = CompactRecommender | FlatRecommender | TokenRecommender
+AnyRecommender = Recommender | PromptedRecommender
 
 __all__ = [
+    "AnyRecommender",
     "CompactRecommender",
     "FlatRecommender",
     "ItemFeatures",
+    "PromptedRecommender",
     "Recommender",
     "RecommenderConfig",
     "TokenRecommender",

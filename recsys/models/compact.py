@@ -13,7 +13,7 @@ from recsys.models.head import DraftHead
 from recsys.models.item_input import ItemFeatures, ItemInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from recsys.models.backbone import AnyBackbone, Engine, MakeEngine
     from recsys.models.config import RecommenderConfig
@@ -141,6 +141,10 @@ class CompactRecommender(nn.Module):
         if mode:
             self._places = None
         return super().train(mode)
+
+    def positions(self, counts: Sequence[int], *, placeholders: bool) -> int:  # noqa: ARG002 - as in the token shape
+        """Sequence positions of a batch of histories of `counts` items: one each, and the start."""
+        return sum(counts) + len(counts)
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Histories (B, n) padded with -1 and their lengths (B,) -> (B, L+1, H)."""

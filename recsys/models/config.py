@@ -10,7 +10,7 @@ from recsys.errors import ConfigError
 Shape = Literal["compact", "token", "flat"]
 Transition = Literal["rnn", "gru", "none"]
 Fusion = Literal["add", "concat"]
-BackboneKind = Literal["own", "huggingface"]
+BackboneKind = Literal["own", "huggingface", "imported"]
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "shape": get_args(Shape),
@@ -44,7 +44,8 @@ class RecommenderConfig:
         placeholders: whether h_1..h_L exist; without them every level reads h_0 (as Medusa's heads).
         item_rows: compact shape: every item has an output row of its own in the head, (I, d_model) weights more.
         whole_codebook: train and decode with the softmax over the whole codebook (as the released NEZHA).
-        backbone: `own` (recsys.models.backbone) or `huggingface` (recsys.backends.huggingface).
+        backbone: `own` (recsys.models.backbone), `huggingface` (recsys.backends.huggingface), or `imported`: a language
+            model that was trained elsewhere (recsys.models.prompted).
         backbone_config: keys of the Hugging Face decoder's configuration, over what follows from the sizes above.
     """
 

@@ -17,6 +17,8 @@ from recsys.models.head import DraftHead
 from recsys.models.item_input import ItemFeatures, ItemInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from recsys.models.backbone import KVCache, MakeEngine
     from recsys.models.compact import MakeBackbone
     from recsys.models.config import RecommenderConfig
@@ -153,6 +155,12 @@ class TokenRecommender(nn.Module):
             tail = hidden[:, end:].view(batch, count, levels - 1, width)
             branch = torch.cat([first[:, :, None], tail], dim=2)
         return TokenStates(head, own, branch)
+
+    def positions(self, counts: Sequence[int], *, placeholders: bool) -> int:
+        """Sequence positions of a batch of histories of `counts` items: L each, the start, and the placeholders."""
+        levels = self.config.levels
+        extra = levels if placeholders and self.config.placeholders else 0
+        return sum(counts) * levels + len(counts) * (1 + extra)
 
     def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
         """One forward of prompt and placeholders.

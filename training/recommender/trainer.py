@@ -12,8 +12,6 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from safetensors.torch import save_file
 
 from recsys.backends import choose_backbone
@@ -21,6 +19,7 @@ from recsys.decoding.trie import SidTrie
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
+from training.progress import StepBar
 from training.recommender.checkpoint import Progress, RandomState, load_checkpoint, save_checkpoint
 from training.recommender.examples import Batch, BatchSampler
 from training.recommender.metrics import MetricsLog
@@ -335,30 +334,8 @@ class Trainer:
             write_json_atomically(self.out / "manifest.json", manifest)
         return manifest
 
-    def _bar(self) -> _Tick:
-        return _Tick(self.settings.steps, self.progress.step, visible=self.show_progress and self.workers.rank == 0)
-
-
-class _Tick:
-    """A progress bar that counts optimiser steps."""
-
-    def __init__(self, total: int, done: int, *, visible: bool) -> None:
-        self._bar = Bar(
-            TextColumn("[bold]train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            disable=not visible,
-        )
-        self._task = self._bar.add_task("", total=total, completed=done)
-
-    def __enter__(self) -> Callable[[str], None]:
-        self._bar.start()
-        return lambda text: self._bar.update(self._task, advance=1, description=text)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def _bar(self) -> StepBar:
+        return StepBar(self.settings.steps, self.progress.step, visible=self.show_progress and self.workers.rank == 0)
 
 
 def train(

@@ -93,3 +93,25 @@ def decoding(
         report.save(json)
     for table in decoding_overview(report):
         console.print(table)
+
+
+@app.command("import-model")
+def import_model(
+    out: Annotated[Path, typer.Option(help="For the model, its run and its registry; must be empty or absent.")],
+    family: Annotated[str, typer.Option(help="minionerec or openonerec.")] = "minionerec",
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+) -> None:
+    """Train a small model of another project's form, import it, fit a head, and decode it three ways."""
+    from benchmarks.import_model import ImportSettings, bench
+    from recsys.errors import ConfigError
+
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError("the directory is not empty", field="out", value=str(out), remedy="choose another")
+    console = _console()
+    settings = ImportSettings.quick(family) if quick else ImportSettings(family)
+    report = bench(out, settings, _command_line(), say=partial(console.print, markup=False))
+    if json is not None:
+        report.save(json)
+    for figure in report.figures:
+        console.print(f"{figure.name:40} {figure.value:.4g} {figure.unit}", markup=False)

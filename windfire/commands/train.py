@@ -43,3 +43,39 @@ def recommender(
         f"{manifest['steps']} steps, best at {manifest['best_step']}, valid NDCG@10 "
         f"{manifest['metrics']['valid.ndcg@10']:.4f}, {manifest['cpu_seconds']:.0f} CPU seconds → {out}"
     )
+
+
+@app.command("draft-head")
+def draft_head(
+    run: Annotated[Path, typer.Option(help="What `windfire import-model` wrote, or a bundle of it.")],
+    data: Annotated[Path, typer.Option(help="The work directory that the import wrote (OUT/work).")],
+    out: Annotated[Path, typer.Option(help="Run directory; a checkpoint found there is continued.")],
+    config: Annotated[Path | None, typer.Option(help="YAML of training.draft_head.HeadSettings.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, histories and draws.")] = 1,
+    *,
+    freeze_backbone: Annotated[bool, typer.Option(help="The imported weights stay as they are.")] = True,
+) -> None:
+    """Fit head and placeholders to an imported model, so that `nezha` and `speculative` serve it."""
+    from recsys.datasets.prepared import PreparedData
+    from recsys.errors import ConfigError
+    from training.draft_head.settings import HeadSettings
+    from training.draft_head.trainer import fit_head
+
+    if not freeze_backbone:
+        raise ConfigError(
+            "an imported model's weights are not ours to change",
+            field="freeze-backbone",
+            value=False,
+            remedy="leave the option out; train the model where it comes from and import it again",
+        )
+    settings = HeadSettings() if config is None else HeadSettings.load(config)
+    manifest = fit_head(run, PreparedData.load(data), settings, out, seed=seed, show_progress=True)
+    metrics = manifest["metrics"]
+    console = Console(highlight=False)
+    console.print(
+        f"{manifest['steps']} steps, best at {manifest['best_step']}; head against the model's own beam: "
+        f"the same first item {metrics['valid.top1']:.1%}, top-10 overlap {metrics['valid.top10']:.1%}"
+    )
+    if "valid.ndcg@10" in metrics:
+        console.print(f"valid NDCG@10: head {metrics['valid.ndcg@10']:.4f}, beam {metrics['valid.ndcg@10.beam']:.4f}")
+    console.print(f"licence of the weights: {manifest['settings']['imported']['licence']} → {out}", markup=False)

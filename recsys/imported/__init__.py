@@ -1,0 +1,1 @@
+"""Bringing in generators that were trained elsewhere: SID files, prompts, licences, checks."""

@@ -1,0 +1,1 @@
+"""Fitting a draft head to a language model that stays as it is."""
