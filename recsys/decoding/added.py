@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from recsys.decoding import trie_kernels
-from recsys.decoding.ragged import ranges
 from recsys.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 _HIGHEST: Final = 20.0  # nats per level
 _SEALED: Final = 256  # items of the newest run beyond which another is begun
-_RUNS: Final = 16  # beyond, an addition merges them itself
+_RUNS: Final = 8  # beyond, an addition merges them itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Run(NamedTuple):
 
     Attributes:
         key: (n,) int64 ascending, `Places.key` of the known prefix.
-        item: (n,) int64, ascending where keys are equal.
+        item: (n,) int64.
         cold: (n,) float64, what is added to the prefix's score.
     """
 
@@ -88,8 +87,14 @@ class Run(NamedTuple):
     cold: npt.NDArray[np.float64]
 
     def inserted(self, other: Run) -> Run:
-        """Both together."""
-        return merged((self, other))
+        """Both together; the other's items are listed behind those of equal key."""
+        at = self.key.searchsorted(other.key, side="right")
+        order = np.insert(np.arange(len(self.key)), at, np.arange(len(other.key)) + len(self.key))
+        return Run(
+            np.concatenate([self.key, other.key])[order],
+            np.concatenate([self.item, other.item])[order],
+            np.concatenate([self.cold, other.cold])[order],
+        )
 
     def without(self, gone: Bools) -> Run:
         """The same without some, (n,)."""
@@ -97,9 +102,7 @@ class Run(NamedTuple):
 
     def find(self, keys: Ints) -> tuple[Ints, Ints]:
         """Places in `keys` and in the run, wherever they agree."""
-        low = self.key.searchsorted(keys)
-        count = self.key.searchsorted(keys, side="right") - low
-        return np.repeat(np.arange(len(keys)), count), ranges(low, count)
+        return trie_kernels.matches(self.key, keys)
 
 
 _EMPTY: Final = Run(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))
@@ -247,7 +250,7 @@ class AddedItems:
 def merged(runs: tuple[Run, ...]) -> Run:
     """Several runs as one."""
     key, item = np.concatenate([run.key for run in runs]), np.concatenate([run.item for run in runs])
-    order = np.lexsort((item, key))
+    order = np.argsort(key, kind="stable")
     return Run(key[order], item[order], np.concatenate([run.cold for run in runs])[order])
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recsys.decoding.packed import bits_at, bits_of, bools_of, put_bits
+from recsys.decoding.packed import among, bits_of, bools_of, put_bits
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,16 +57,14 @@ class ItemSet:
 
     def holds(self, items: Ints) -> Bools:
         """(m,) whether each item is a member."""
-        if not len(self.flags):
-            return bits_at(self.bits, items) if not len(items) or items.max() < self.first else self._mixed(items)
-        return self._mixed(items)
+        return among(self.bits, self.flags, self.first, items)
 
     def put(self, items: Ints, values: Bools) -> None:
         """Make items members or not, one after the other."""
-        added = items >= self.first
-        if not added.any():
+        if not len(items) or int(items.max()) < self.first:
             put_bits(self.bits, items, values)
             return
+        added = items >= self.first
         put_bits(self.bits, items[~added], values[~added])
         place = items[added] - self.first
         if place.max() >= len(self.flags):
@@ -82,12 +80,3 @@ class ItemSet:
     def bools(self) -> Bools:
         """(I,) booleans of the frozen items."""
         return bools_of(self.bits, self.first)
-
-    def _mixed(self, items: Ints) -> Bools:
-        flags = self.flags
-        frozen = items < self.first
-        found = np.zeros(len(items), dtype=np.bool_)
-        found[frozen] = bits_at(self.bits, items[frozen])
-        known = ~frozen & (items - self.first < len(flags))
-        found[known] = flags[items[known] - self.first]
-        return found

@@ -21,7 +21,16 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
 def compiled(function: _Function) -> _Function:
-    """Compile at the first call; kept on the disk, and free of the interpreter's lock while it runs."""
+    """Compile at the first call; kept on the disk.
+
+    The interpreter's lock is kept: these loops take about a microsecond, and a thread that gives the lock up may wait
+    milliseconds until it has it again.
+    """
+    return cast("_Function", numba.njit(cache=True)(function))
+
+
+def compiled_long(function: _Function) -> _Function:
+    """The same for a pass over the catalogue, which runs without the interpreter's lock."""
     return cast("_Function", numba.njit(cache=True, nogil=True)(function))
 
 
@@ -77,6 +86,18 @@ def bits_at(bits: Bits, places: Ints) -> Bools:
     found = np.empty(len(places), np.bool_)
     for at, place in enumerate(places):
         found[at] = (bits[place >> 3] >> (place & 7)) & 1
+    return found
+
+
+@compiled
+def among(bits: Bits, flags: Bools, first: int, places: Ints) -> Bools:
+    """(m,) whether each place is in a set that holds bits below `first` and flags from there on, as far as they go."""
+    found = np.zeros(len(places), np.bool_)
+    for at, place in enumerate(places):
+        if place < first:
+            found[at] = (bits[place >> 3] >> (place & 7)) & 1
+        elif place - first < len(flags):
+            found[at] = flags[place - first]
     return found
 
 

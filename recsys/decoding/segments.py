@@ -156,9 +156,10 @@ class Segments:
             segment.members.put(remove, np.zeros(len(remove), dtype=np.bool_))
             segment.version += 1
             touched = np.unique(np.concatenate([add, remove]))
+            nodes = self._catalogue.paths(touched)
             for names, intersection in self._live.items():
                 if name in names:
-                    self._update(names, intersection, touched)
+                    self._update(names, intersection, touched, nodes)
             return segment.version
 
     def live(self, names: Iterable[str]) -> LivePrefixes:
@@ -237,17 +238,18 @@ class Segments:
         live = self._index.count_bits(shared.bits, added)
         newer = shared.added()
         if len(newer):
-            self._recount(live, newer, np.ones(len(newer), dtype=np.bool_))
+            self._recount(live, newer, np.ones(len(newer), dtype=np.bool_), self._catalogue.paths(newer))
         return _Intersection(shared, live)
 
     def _changed(self, items: Ints, came: Bools) -> None:
         """The catalogue's items have come or gone; its own set is changed already."""
-        self._recount(self._all.live, items, came)
+        nodes = self._catalogue.paths(items)
+        self._recount(self._all.live, items, came, nodes)
         for names, intersection in self._live.items():
-            self._update(names, intersection, items)
+            self._update(names, intersection, items, nodes)
 
-    def _update(self, names: Names, intersection: _Intersection, touched: Ints) -> None:
-        """Bring one intersection up to date with the touched items, distinct ones."""
+    def _update(self, names: Names, intersection: _Intersection, touched: Ints, nodes: list[Ints]) -> None:
+        """Bring one intersection up to date with the touched items, distinct ones, and the nodes above them."""
         now = self._catalogue.valid.holds(touched)
         for name in names:
             now &= self._segments[name].members.holds(touched)
@@ -255,25 +257,28 @@ class Segments:
         if changed.any():
             items, gained = touched[changed], now[changed]
             intersection.shared.put(items, gained)
-            self._recount(intersection.live, items, gained)
+            self._recount(intersection.live, items, gained, [node[changed] for node in nodes])
 
-    def _recount(self, live: LivePrefixes, items: Ints, gained: Bools) -> None:
-        """Count distinct items in or out; they are in the set, or out of it, already."""
+    def _recount(self, live: LivePrefixes, items: Ints, gained: Bools, nodes: list[Ints]) -> None:
+        """Count distinct items in or out, L times (m,) nodes; they are in the set, or out of it, already."""
         step = np.where(gained, 1, -1)
-        nodes = self._catalogue.paths(items)  # L times (m,)
         for counts, alive, node in zip(live.counts, live.alive, nodes, strict=False):
             trie_kernels.recount(counts, alive, node, step)
-        known = nodes[-1] >= 0
-        leaves = nodes[-1][known]
-        if live.added is not None and live.added.items.count:
-            joined = live.added.joined
-            newer = known & (items >= self._trie.items)
-            for leaf, change in zip(nodes[-1][newer].tolist(), step[newer].tolist(), strict=True):
-                joined[leaf] = joined.get(leaf, 0) + change
-                if not joined[leaf]:
-                    del joined[leaf]
+        leaves = nodes[-1]
+        if live.added is not None and live.added.items.count and int(items.max()) >= self._trie.items:
+            newer = (leaves >= 0) & (items >= self._trie.items)
+            _join(live.added.joined, leaves[newer].tolist(), step[newer].tolist())
+            leaves = leaves[leaves >= 0]
         if len(leaves) and live.shared is not None:
             put_bits(live.alive[-1], leaves, living_leaves(self._trie, live.shared, live.added, leaves) > 0)
         live.tally[0] += step.sum()
         live.journal.append((int(live.tally[1]) + 1, nodes))
         live.tally[1] += 1
+
+
+def _join(joined: dict[int, int], leaves: list[int], step: list[int]) -> None:
+    """Count added items in or out of the leaves they joined."""
+    for leaf, change in zip(leaves, step, strict=True):
+        joined[leaf] = joined.get(leaf, 0) + change
+        if not joined[leaf]:
+            del joined[leaf]

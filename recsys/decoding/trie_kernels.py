@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recsys.decoding.packed import compiled
+from recsys.decoding.packed import compiled, compiled_long
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -123,7 +123,7 @@ def live_below(shared: Bits, items: Bits, words: Words, sample: Start, leaves: I
     return found
 
 
-@compiled
+@compiled_long
 def count_live(shared: Bits, items: Bits, words: Words, parent: Start, counts: Counts, alive: Bits) -> None:
     """One pass over the items by leaf: fill the live items per node one above the leaves, and the live leaves.
 
@@ -147,6 +147,34 @@ def count_live(shared: Bits, items: Bits, words: Words, parent: Start, counts: C
         if (shared[item >> 3] >> (item & 7)) & 1:
             counts[above] += 1
             alive[leaf >> 3] |= np.uint8(1 << (leaf & 7))
+
+
+@compiled
+def matches(ordered: Ints, keys: Ints) -> tuple[Ints, Ints]:
+    """(h,) places in `keys` and (h,) in the ascending numbers, wherever they agree."""
+    low = np.empty(len(keys), np.int64)
+    total = 0
+    for at, key in enumerate(keys):
+        first, end = 0, len(ordered)
+        while first < end:
+            middle = (first + end) >> 1
+            if ordered[middle] < key:
+                first = middle + 1
+            else:
+                end = middle
+        low[at] = first
+        while first < len(ordered) and ordered[first] == key:
+            first += 1
+            total += 1
+    which, where = np.empty(total, np.int64), np.empty(total, np.int64)
+    found = 0
+    for at, key in enumerate(keys):
+        place = low[at]
+        while place < len(ordered) and ordered[place] == key:
+            which[found], where[found] = at, place
+            found += 1
+            place += 1
+    return which, where
 
 
 @compiled

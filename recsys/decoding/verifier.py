@@ -135,7 +135,9 @@ class SortedKeys:
         parent = np.repeat(np.arange(trie.nodes(level)), np.diff(trie.child_start[level]))
         keys = parent * self._size + trie.node_code[level]  # (n,)
         highest = trie.nodes(level) * self._size
-        self._keys: npt.NDArray[np.signedinteger] = keys.astype(np.int32 if highest <= np.iinfo(np.int32).max else np.int64)
+        self._keys: npt.NDArray[np.signedinteger] = keys.astype(
+            np.int32 if highest <= np.iinfo(np.int32).max else np.int64
+        )
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,280 @@
+"""`windfire bench decoding --part verifier`: memory, time to build, changes under load, and the masks' share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+import torch
+
+from benchmarks.decoding_methods import draw_codes
+from benchmarks.figures import Figure, Report, environment, now
+from recsys.backends import choose_engine
+from recsys.decoding.eligibility import EligibilityIndex
+from recsys.decoding.live_catalogue import LiveCatalogue, Merging
+from recsys.decoding.nezha import NezhaDecoder
+from recsys.decoding.packed import bits_at
+from recsys.decoding.segments import Segments
+from recsys.decoding.trie import SidTrie
+from recsys.decoding.verifier import listing
+from recsys.errors import DataError
+from recsys.models import CompactRecommender, ItemFeatures, RecommenderConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from benchmarks.decoding_verifier_settings import VerifierSettings
+    from recsys.decoding.eligibility import Eligibility
+    from recsys.decoding.verifier import Structure
+
+    Items = npt.NDArray[np.int64]
+
+STRUCTURES: Final[dict[str, Structure]] = {"set": "sorted_keys", "bitmap": "bitmap", "csr": "csr"}
+_DRAWS: Final = 1000  # of the bootstrap over rounds
+_ADDED_AT: Final = 3  # every third change adds an item
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One catalogue, live, with its sets.
+
+    Attributes:
+        items: I.
+        codes: (I, L).
+        trie: over them.
+        catalogue: over the trie.
+        segments: of the catalogue.
+        model: frozen.
+        seconds: that trie, live catalogue and the empty sets took to build.
+    """
+
+    items: int
+    codes: npt.NDArray[np.int32]
+    trie: SidTrie
+    catalogue: LiveCatalogue
+    segments: Segments
+    model: CompactRecommender
+    seconds: float
+
+
+def bench(settings: VerifierSettings, command: str, *, say: Callable[[str], None]) -> Report:
+    """Measure every catalogue and structure.
+
+    Args:
+        settings: of decoding_verifier.yaml.
+        command: the command line that repeats this, for the report.
+        say: told in one line what was done.
+
+    Raises:
+        DataError: a change was not seen by the request behind it.
+    """
+    started, machine = now(), environment()
+    figures: list[Figure] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _build(1000, [16, 16, 16], settings)  # compiles what is timed below
+        for items, sizes in settings.catalogues.items():
+            if sizes is not None:
+                figures += _of_catalogue(_build(items, sizes, settings), settings, say)
+    finally:
+        torch.set_num_threads(before)
+    kept = settings.model_dump(mode="json")
+    return Report(command, kept, [settings.seed], figures, started, machine | {"threads": 1})
+
+
+def bytes_held(world: World, structure: Structure) -> int:
+    """Bytes of all that answers validity and eligibility, item-id strings apart.
+
+    The children in the given structure, where the children of each node begin, the leaf of each item, the items of each
+    leaf, and of the live catalogue one bit per item and leaf and the live items of each prefix. Named sets are apart.
+    """
+    trie = world.trie
+    children = sum(verifier.nbytes for verifier in listing(trie, structure))
+    starts = sum(start.nbytes for start in trie.child_start) if structure == "sorted_keys" else 0
+    per_item = trie.item_leaf.nbytes + trie.leaf_item.nbytes + trie.leaf_words.nbytes + trie.leaf_sample.nbytes
+    return children + starts + per_item + Segments(trie).nbytes
+
+
+def _build(items: int, sizes: Sequence[int], settings: VerifierSettings) -> World:
+    rng = np.random.default_rng(settings.seed)
+    codes = draw_codes(items, sizes, settings.skew, rng)
+    began = time.perf_counter()
+    trie = SidTrie.build(codes, tuple(sizes))
+    catalogue = LiveCatalogue(trie)
+    segments = Segments(trie, catalogue=catalogue)
+    seconds = time.perf_counter() - began
+    for name, share in settings.segments.items():
+        segments.put(name, rng.random(items) < share)
+    known = min(settings.known, items)
+    nothing = np.zeros((known, 0), np.float32)
+    torch.manual_seed(settings.seed)
+    config = RecommenderConfig(tuple(sizes), known, 0, 0, **settings.model.model_dump())
+    model = CompactRecommender(config, ItemFeatures(codes[:known], nothing, nothing, np.ones(known, np.int64))).eval()
+    model.freeze(choose_engine(settings.engine, config))
+    return World(items, codes, trie, catalogue, segments, model, seconds)
+
+
+def _of_catalogue(world: World, settings: VerifierSettings, say: Callable[[str], None]) -> list[Figure]:
+    rng = np.random.default_rng(settings.seed)
+    nodes = [world.trie.nodes(depth) for depth in range(1, world.trie.levels + 1)]
+    say(f"{world.items:,} items, prefixes per depth {nodes}, built in {world.seconds:.2f} s")
+    figures = list(_of_sets(world, settings, rng))
+    for name, structure in STRUCTURES.items():
+        stem = f"decoding.verifier.{name}.items{world.items}"
+        began = time.perf_counter()
+        listing(world.trie, structure)
+        seconds = world.seconds + time.perf_counter() - began
+        held = bytes_held(world, structure)
+        figures += [
+            Figure(f"{stem}.bytes_per_item", held / world.items, "bytes", n=world.items),
+            Figure(f"{stem}.build_s", seconds, "seconds", note="trie, live catalogue and the structure's children"),
+        ]
+        decoder = NezhaDecoder(world.model, world.trie, structure=structure)
+        figures += _share(stem, decoder, world, settings, rng)
+        figures += _changes(stem, decoder, world, settings, rng)
+        shown = [f"{figure.name.rsplit('.', 1)[1]} {figure.value:.4g}" for figure in figures if stem in figure.name]
+        say(f"{name}: {', '.join(shown)}")
+    return figures
+
+
+def _of_sets(world: World, settings: VerifierSettings, rng: np.random.Generator) -> Iterator[Figure]:
+    """What named sets cost, and a request that comes with a set of its own."""
+    stem = f"decoding.verifier.items{world.items}"
+    before = world.segments.nbytes
+    began = time.perf_counter()
+    for names in settings.kept:
+        world.segments.live(names)
+    counted = (time.perf_counter() - began) / len(settings.kept) * 1e3
+    yield Figure(f"{stem}.intersection_ms", counted, "ms", n=len(settings.kept), note="mean, counted once each")
+    held = (world.segments.nbytes - before) / len(settings.kept) / world.items
+    yield Figure(f"{stem}.intersection_bytes_per_item", held, "bytes", note="one intersection that is kept current")
+    times = []
+    for _ in range(settings.bitset_rounds):
+        members = rng.random(world.items) < 0.5
+        began = time.perf_counter()
+        world.segments.arbitrary(members)
+        times.append((time.perf_counter() - began) * 1e3)
+    yield _median(f"{stem}.bitset_ms", np.array(times), "ms", rng, "an arbitrary set per request, one pass")
+
+
+def _requests(world: World, settings: VerifierSettings, rng: np.random.Generator) -> Iterator[tuple[Items, Items]]:
+    """Histories, and the items that a request excludes: its history and a list of its own."""
+    while True:
+        history = rng.integers(min(settings.known, world.items), size=settings.history)
+        yield history, np.concatenate([history, rng.integers(world.items, size=settings.excluded)])
+
+
+def _share(
+    stem: str, decoder: NezhaDecoder, world: World, settings: VerifierSettings, rng: np.random.Generator
+) -> list[Figure]:
+    """How much of a decode with sets and a list is due to them: against one without, next to it in time."""
+    everything = world.segments.eligibility([])
+    times = np.zeros((settings.rounds, 2))
+    requests = _requests(world, settings, rng)
+    for turn in range(-3, settings.rounds):  # the first ones warm up
+        history, excluded = next(requests)
+        calls: list[Callable[[], Eligibility]] = [
+            lambda: everything,
+            partial(world.segments.eligibility, settings.requested, [excluded]),
+        ]
+        for which in rng.permutation(2).tolist():
+            eligibility = calls[which]
+            decoder.decode([history], k=settings.answer, beam=settings.beam, eligibility=eligibility())
+            began = time.perf_counter()
+            decoder.decode([history], k=settings.answer, beam=settings.beam, eligibility=eligibility())
+            times[max(turn, 0), which] = (time.perf_counter() - began) * 1e3
+    plain, masked = times.T
+    note = f"(with - without) / with; {len(settings.requested)} sets and a list of {settings.excluded}"
+    return [
+        _median(f"{stem}.share", (masked - plain) / masked, "share", rng, note),
+        _median(f"{stem}.decode_ms", masked, "ms", rng, f"beam {settings.beam}, with sets and list, {settings.engine}"),
+    ]
+
+
+def _changes(
+    stem: str, decoder: NezhaDecoder, world: World, settings: VerifierSettings, rng: np.random.Generator
+) -> list[Figure]:
+    """Single changes as fast as they go while another thread decodes; each must be seen by the next request."""
+    stop, decoded = Event(), [0]
+
+    def decode() -> None:
+        for history, excluded in _requests(world, settings, np.random.default_rng(settings.seed)):
+            if stop.is_set():
+                return
+            eligibility = world.segments.eligibility(settings.requested, [excluded])
+            decoder.decode([history], k=settings.answer, beam=settings.beam, eligibility=eligibility)
+            decoded[0] += 1
+
+    index, reader = EligibilityIndex(world.trie), Thread(target=decode)
+    with Merging(world.catalogue, seconds=0.2):
+        reader.start()
+        began = time.perf_counter()
+        count = 0
+        while time.perf_counter() - began < settings.seconds:
+            _change_one(world, index, settings, count, rng)
+            count += 1
+        seconds = time.perf_counter() - began
+        stop.set()
+        reader.join()
+    for _ in range(settings.witnesses):
+        _witness(world, decoder, settings, rng)
+    note = f"each seen by the next request's mask; {decoded[0] / seconds:.0f} decodes/s meanwhile"
+    return [Figure(f"{stem}.changes_per_s", count / seconds, "changes/s", n=count, note=note)]
+
+
+def _change_one(
+    world: World, index: EligibilityIndex, settings: VerifierSettings, turn: int, rng: np.random.Generator
+) -> None:
+    """Add, remove or restore an item, and ask as the next request would."""
+    catalogue = world.catalogue
+    if turn % _ADDED_AT == 0:
+        item = catalogue.add(rng.integers(world.trie.sizes, size=(1, world.trie.levels)))
+        for name in settings.requested:
+            world.segments.change(name, add=item)
+        wanted = True
+    else:
+        item = rng.integers(catalogue.items, size=1)
+        wanted = not bool(catalogue.valid.holds(item)[0])
+        (catalogue.restore if wanted else catalogue.remove)(item)
+    mask = index.masks(world.segments.eligibility([], None), 1)[0]
+    seen = bool(mask.keeps(item)[0])
+    alive = mask.live.alive
+    leads = wanted and bool(alive)
+    path = [
+        bool(bits_at(bits, nodes)[0])
+        for bits, nodes in zip(alive, catalogue.paths(item), strict=False)
+        if leads and nodes[0] >= 0
+    ]
+    if seen != wanted or not all(path):
+        raise DataError("a change was not seen by the next request", field="item", value=int(item[0]))
+
+
+def _witness(world: World, decoder: NezhaDecoder, settings: VerifierSettings, rng: np.random.Generator) -> None:
+    """The best item of a whole answer is gone when it is removed, and back when it is restored."""
+    history, _ = next(_requests(world, settings, rng))
+
+    def best() -> list[int]:
+        eligibility = world.segments.eligibility(settings.requested)
+        answer = decoder.decode([history], k=settings.answer, beam=settings.beam, eligibility=eligibility).ranked[0]
+        return cast("list[int]", answer.items.tolist())
+
+    before = best()
+    first = np.array(before[:1])
+    world.catalogue.remove(first)
+    without = best()
+    world.catalogue.restore(first)
+    if before[0] in without or best() != before:
+        raise DataError("a change did not show in the next answer", field="item", value=before[0])
+
+
+def _median(name: str, values: npt.NDArray[np.float64], unit: str, rng: np.random.Generator, note: str) -> Figure:
+    draws = np.median(rng.choice(values, size=(_DRAWS, len(values))), axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Figure(name, float(np.median(values)), unit, float(low), float(high), len(values), f"median; {note}")
