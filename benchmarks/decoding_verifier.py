@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STRUCTURES: Final[dict[str, Structure]] = {"set": "sorted_keys", "bitmap": "bitmap", "csr": "csr"}
 _DRAWS: Final = 1000  # of the bootstrap over rounds
-_ADDED_AT: Final = 3  # every third change adds an item
+_ADDED_AT: Final = 3  # every third change adds items
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,59 +232,67 @@ def _timed() -> Iterator[list[float]]:
 def _changes(
     stem: str, decoder: NezhaDecoder, world: World, settings: VerifierSettings, rng: np.random.Generator
 ) -> list[Figure]:
-    """Single changes as fast as they go while another thread decodes; each must be seen by the next request."""
-    stop, decoded = Event(), [0]
-
-    def decode() -> None:
-        for history, excluded in _requests(world, settings, np.random.default_rng(settings.seed)):
-            if stop.is_set():
-                return
-            eligibility = world.segments.eligibility(settings.requested, [excluded])
-            decoder.decode([history], k=settings.answer, beam=settings.beam, eligibility=eligibility)
-            decoded[0] += 1
-
-    index, reader = EligibilityIndex(world.trie), Thread(target=decode)
-    with Merging(world.catalogue, seconds=0.2):
-        reader.start()
-        began = time.perf_counter()
-        count = 0
-        while time.perf_counter() - began < settings.seconds:
-            _change_one(world, index, settings, count, rng)
-            count += 1
-        seconds = time.perf_counter() - began
-        stop.set()
-        reader.join()
+    """Changes as fast as they go while another thread decodes; each must be seen by the next request."""
+    figures = []
+    for name, size in (("changes_per_s", settings.batch), ("single_changes_per_s", 1)):
+        stop, decoded = Event(), [0]
+        reader = Thread(target=_decode_until, args=(stop, decoded, decoder, world, settings))
+        index = EligibilityIndex(world.trie)
+        with Merging(world.catalogue, seconds=0.2):
+            reader.start()
+            began = time.perf_counter()
+            count = 0
+            while time.perf_counter() - began < settings.seconds:
+                _change(world, index, settings, size, adds=count // size % _ADDED_AT == 0, rng=rng)
+                count += size
+            seconds = time.perf_counter() - began
+            stop.set()
+            reader.join()
+        note = f"{size} at a time, each seen by the next request's mask; {decoded[0] / seconds:.0f} decodes/s meanwhile"
+        figures.append(Figure(f"{stem}.{name}", count / seconds, "changes/s", n=count, note=note))
     for _ in range(settings.witnesses):
         _witness(world, decoder, settings, rng)
-    note = f"each seen by the next request's mask; {decoded[0] / seconds:.0f} decodes/s meanwhile"
-    return [Figure(f"{stem}.changes_per_s", count / seconds, "changes/s", n=count, note=note)]
+    return figures
 
 
-def _change_one(
-    world: World, index: EligibilityIndex, settings: VerifierSettings, turn: int, rng: np.random.Generator
+def _decode_until(
+    stop: Event, decoded: list[int], decoder: NezhaDecoder, world: World, settings: VerifierSettings
 ) -> None:
-    """Add, remove or restore an item, and ask as the next request would."""
+    for history, excluded in _requests(world, settings, np.random.default_rng(settings.seed)):
+        if stop.is_set():
+            return
+        eligibility = world.segments.eligibility(settings.requested, [excluded])
+        decoder.decode([history], k=settings.answer, beam=settings.beam, eligibility=eligibility)
+        decoded[0] += 1
+
+
+def _change(
+    world: World,
+    index: EligibilityIndex,
+    settings: VerifierSettings,
+    size: int,
+    *,
+    adds: bool,
+    rng: np.random.Generator,
+) -> None:
+    """Add items and put them into the requested sets, or remove and restore some; and ask as the next request would."""
     catalogue = world.catalogue
-    if turn % _ADDED_AT == 0:
-        item = catalogue.add(rng.integers(world.trie.sizes, size=(1, world.trie.levels)))
+    if adds:
+        items = catalogue.add(rng.integers(world.trie.sizes, size=(size, world.trie.levels)))
         for name in settings.requested:
-            world.segments.change(name, add=item)
-        wanted = True
+            world.segments.change(name, add=items)
+        wanted = np.ones(size, dtype=np.bool_)
     else:
-        item = rng.integers(catalogue.items, size=1)
-        wanted = not bool(catalogue.valid.holds(item)[0])
-        (catalogue.restore if wanted else catalogue.remove)(item)
-    mask = index.masks(world.segments.eligibility([], None), 1)[0]
-    seen = bool(mask.keeps(item)[0])
-    alive = mask.live.alive
-    leads = wanted and bool(alive)
-    path = [
-        bool(bits_at(bits, nodes)[0])
-        for bits, nodes in zip(alive, catalogue.paths(item), strict=False)
-        if leads and nodes[0] >= 0
-    ]
-    if seen != wanted or not all(path):
-        raise DataError("a change was not seen by the next request", field="item", value=int(item[0]))
+        items = np.unique(rng.integers(catalogue.items, size=size))
+        wanted = ~catalogue.valid.holds(items)
+        catalogue.remove(items[~wanted])
+        catalogue.restore(items[wanted])
+    mask = index.masks(world.segments.eligibility([]), 1)[0]
+    came = items[wanted]
+    paths = zip(mask.live.alive, catalogue.paths(came), strict=False)
+    led = all(bits_at(bits, nodes[nodes >= 0]).all() for bits, nodes in paths)  # no prefix above them is cut
+    if not led or (mask.keeps(items) != wanted).any():
+        raise DataError("a change was not seen by the next request", field="items", value=items.tolist())
 
 
 def _witness(world: World, decoder: NezhaDecoder, settings: VerifierSettings, rng: np.random.Generator) -> None:

@@ -46,7 +46,8 @@ class VerifierSettings(_Strict):
         requested: sets that a request names.
         kept: intersections that are kept current while items change.
         rounds: of the masks' share.
-        seconds: of changes under load, per structure.
+        batch: changes that are applied together.
+        seconds: of changes under load, per structure and size of batch.
         witnesses: whole answers that a change is looked for in.
         bitset_rounds: times an arbitrary set is counted.
     """
@@ -65,6 +66,7 @@ class VerifierSettings(_Strict):
     requested: list[str]
     kept: list[list[str]]
     rounds: Positive
+    batch: Positive
     seconds: Annotated[float, Field(gt=0)]
     witnesses: Positive
     bitset_rounds: Positive

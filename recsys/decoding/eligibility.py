@@ -255,7 +255,7 @@ class EligibilityIndex:
         trie = self._trie
         if not len(items):
             return _NO_ITEMS, 0, (_NO_ITEMS,) * trie.levels
-        excluded = np.unique(np.asarray(items, dtype=np.int64))
+        excluded = trie_kernels.distinct(np.asarray(items))
         limit = trie.items if live.added is None else trie.items + live.added.items.count
         if excluded[0] < 0 or excluded[-1] >= limit:
             raise InputError(
@@ -264,8 +264,8 @@ class EligibilityIndex:
                 value=(int(excluded[0]), int(excluded[-1])),
             )
         frozen = excluded[: excluded.searchsorted(trie.items)]
-        hidden = frozen if live.shared is None else frozen[bits_at(live.shared, frozen)]
-        leaves = np.sort(trie.leaves(hidden))
+        shared = _EVERY if live.shared is None else live.shared
+        leaves = trie_kernels.leaves_of_live(frozen, shared, trie.item_leaf.data)
         newer, below = _NO_ITEMS, None
         if added is not None and len(frozen) < len(excluded):
             newer = excluded[len(frozen) :]
@@ -277,7 +277,7 @@ class EligibilityIndex:
             if below is not None:
                 named = np.sort(np.concatenate([nodes, below[depth - 1][below[depth - 1] >= 0]]))
             dead.append(trie_kernels.emptied(named, self._living(live, depth, named)))
-        return excluded, len(hidden) + len(newer), tuple(reversed(dead))
+        return excluded, len(leaves) + len(newer), tuple(reversed(dead))
 
     def _living(self, live: LivePrefixes, depth: int, nodes: Ints) -> npt.NDArray[np.integer]:
         """(m,) live items below nodes."""

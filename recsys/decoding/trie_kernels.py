@@ -198,6 +198,39 @@ def recount(counts: Counts, alive: Bits, nodes: Ints, step: Ints) -> None:
 
 
 @compiled
+def distinct(items: npt.NDArray[np.integer]) -> Ints:
+    """Each once, ascending."""
+    found = np.sort(items.astype(np.int64))
+    at = 0
+    for item in found:
+        if not at or found[at - 1] != item:
+            found[at] = item
+            at += 1
+    return found[:at]
+
+
+@compiled
+def leaves_of_live(items: Ints, shared: Bits, item_leaf: npt.NDArray[np.uint8]) -> Ints:
+    """The leaves of those items that are in a set, ascending, with repetition.
+
+    Args:
+        items: (m,).
+        shared: set of items; the empty set stands for every item.
+        item_leaf: (I, w) packed.
+    """
+    found = np.empty(len(items), np.int64)
+    at = 0
+    for item in items:
+        if not len(shared) or (shared[item >> 3] >> (item & 7)) & 1:
+            leaf = np.int64(0)
+            for byte in range(item_leaf.shape[1]):
+                leaf |= np.int64(item_leaf[item, byte]) << (8 * byte)
+            found[at] = leaf
+            at += 1
+    return np.sort(found[:at])
+
+
+@compiled
 def emptied(nodes: Ints, counts: npt.NDArray[np.integer]) -> Ints:
     """The nodes that are named as often as they have live items.
 
