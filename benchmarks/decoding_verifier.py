@@ -16,12 +16,13 @@ from benchmarks.figures import Figure, Report, environment, now
 from recsys.backends import choose_engine
 from recsys.decoding import kernels
 from recsys.decoding.eligibility import EligibilityIndex, RequestMask
+from recsys.decoding.head_beam import HeadBeam
 from recsys.decoding.live_catalogue import LiveCatalogue, Merging
 from recsys.decoding.nezha import NezhaDecoder
 from recsys.decoding.packed import bits_at
 from recsys.decoding.segments import Segments
 from recsys.decoding.trie import SidTrie
-from recsys.decoding.verifier import listing
+from recsys.decoding.verifier import Rows, listing
 from recsys.errors import DataError
 from recsys.models import CompactRecommender, ItemFeatures, RecommenderConfig
 
@@ -52,6 +53,7 @@ class World:
         segments: of the catalogue.
         model: frozen.
         seconds: that trie, live catalogue and the empty sets took to build.
+        cpu: the same in seconds of the processor.
     """
 
     items: int
@@ -61,6 +63,7 @@ class World:
     segments: Segments
     model: CompactRecommender
     seconds: float
+    cpu: float
 
 
 def bench(settings: VerifierSettings, command: str, *, say: Callable[[str], None]) -> Report:
@@ -105,11 +108,11 @@ def bytes_held(world: World, structure: Structure) -> int:
 def _build(items: int, sizes: Sequence[int], settings: VerifierSettings) -> World:
     rng = np.random.default_rng(settings.seed)
     codes = draw_codes(items, sizes, settings.skew, rng)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     trie = SidTrie.build(codes, tuple(sizes))
     catalogue = LiveCatalogue(trie)
     segments = Segments(trie, catalogue=catalogue)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
     for name, share in settings.segments.items():
         segments.put(name, rng.random(items) < share)
     known = min(settings.known, items)
@@ -118,23 +121,23 @@ def _build(items: int, sizes: Sequence[int], settings: VerifierSettings) -> Worl
     config = RecommenderConfig(tuple(sizes), known, 0, 0, **settings.model.model_dump())
     model = CompactRecommender(config, ItemFeatures(codes[:known], nothing, nothing, np.ones(known, np.int64))).eval()
     model.freeze(choose_engine(settings.engine, config))
-    return World(items, codes, trie, catalogue, segments, model, seconds)
+    return World(items, codes, trie, catalogue, segments, model, seconds, cpu)
 
 
 def _of_catalogue(world: World, settings: VerifierSettings, say: Callable[[str], None]) -> list[Figure]:
     rng = np.random.default_rng(settings.seed)
     nodes = [world.trie.nodes(depth) for depth in range(1, world.trie.levels + 1)]
-    say(f"{world.items:,} items, prefixes per depth {nodes}, built in {world.seconds:.2f} s")
+    say(f"{world.items:,} items, prefixes per depth {nodes}, built in {world.seconds:.2f} s, {world.cpu:.2f} s of CPU")
     figures = list(_of_sets(world, settings, rng))
     for name, structure in STRUCTURES.items():
         stem = f"decoding.verifier.{name}.items{world.items}"
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         listing(world.trie, structure)
-        seconds = world.seconds + time.perf_counter() - began
+        seconds, cpu = world.seconds + time.perf_counter() - began, world.cpu + time.process_time() - used
         held = bytes_held(world, structure)
         figures += [
             Figure(f"{stem}.bytes_per_item", held / world.items, "bytes", n=world.items),
-            Figure(f"{stem}.build_s", seconds, "seconds", note="trie, live catalogue and the structure's children"),
+            Figure(f"{stem}.build_s", seconds, "seconds", note=f"trie, live catalogue, children; {cpu:.2f} s of CPU"),
         ]
         decoder = NezhaDecoder(world.model, world.trie, structure=structure)
         figures += _share(stem, decoder, world, settings, rng)
@@ -186,7 +189,7 @@ def _share(
                 with _timed() as clock:
                     began = time.perf_counter()
                     asked = eligibility or world.segments.eligibility(settings.requested, [excluded])
-                    clock[0] = time.perf_counter() - began
+                    clock[0] += time.perf_counter() - began
                     decoder.decode([history], k=k, beam=beam, eligibility=asked)
                     spent = time.perf_counter() - began
             times[max(turn, 0), place] = spent * 1e3
@@ -206,8 +209,12 @@ def _share(
 
 @contextmanager
 def _timed() -> Iterator[list[float]]:
-    """Seconds spent in what masks consist of, added up in place until the block ends."""
-    clock = [0.0]
+    """Seconds that masks take, added up in place until the block ends.
+
+    Making masks and checking items is timed where it happens. Children are hidden inside the compiled step of a level:
+    the loop that does it is run once more at the block's end for every level, on the children and nodes it had.
+    """
+    clock, hidden = [0.0], list[tuple[Rows, tuple[Any, ...]]]()
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -218,15 +225,30 @@ def _timed() -> Iterator[list[float]]:
 
         return timed
 
-    places = ((EligibilityIndex, "masks"), (kernels, "hide"), (RequestMask, "keeps"))
-    calls = [(owner, name, getattr(owner, name)) for owner, name in places]
+    def noted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any) -> Any:
+            at = next(place for place, value in enumerate(args) if isinstance(value, Rows))
+            hidden.append((args[at], args[at + 1]))  # what is alive and what is dead stands behind the rows
+            return call(*args)
+
+        return noting
+
+    places = (
+        (EligibilityIndex, "masks", watched), (RequestMask, "keeps", watched), (HeadBeam, "_chosen", noted)
+    )  # fmt: skip
+    calls = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     try:
-        for owner, name, call in calls:
-            setattr(owner, name, watched(call))
+        for owner, name, around in places:
+            setattr(owner, name, around(getattr(owner, name)))
         yield clock
     finally:
         for owner, name, call in calls:
             setattr(owner, name, call)
+    totals = [np.zeros(len(rows.child), np.float32) for rows, _ in hidden]
+    began = time.perf_counter()
+    for values, (rows, shown) in zip(totals, hidden, strict=True):
+        kernels.hide(values, rows.child, *shown)
+    clock[0] += time.perf_counter() - began
 
 
 def _changes(

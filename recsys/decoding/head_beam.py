@@ -236,9 +236,7 @@ class HeadBeam:
                 values = kernels.gathered(_dense(layer, hidden, state, shared), rows.degree, rows.codes, opened)
                 return kernels.choose(values, scores, rows, opened, shown, bounds, width, opens)
             by_node, output = False, layer.state_rows
-        return kernels.extend(
-            state, hidden, output, shared, by_node, scores, rows, opened, shown, bounds, width, opens
-        )
+        return kernels.extend(state, hidden, output, shared, by_node, scores, rows, opened, shown, bounds, width, opens)
 
 
 def _over_codebook(layer: _Level, hidden: Floats, beams: _Beams, rows: Rows) -> Floats:
