@@ -169,7 +169,8 @@ _DECODING: Final[dict[str, Callable[[Named], Table]]] = {"": decoding_table, "en
 def decoding_overview(report: Report) -> list[RichTable]:
     """The tables that a terminal shows after `windfire bench decoding`."""
     named = {figure.name: figure for figure in report.figures}
-    return [build(named).rich() for build in _DECODING.values()]
+    tables = [build(named) for build in _DECODING.values()]
+    return [table.rich() for table in tables if table.rows]
 
 
 def render(name: str, folder: Path = FIGURES) -> str:

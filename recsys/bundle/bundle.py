@@ -136,7 +136,8 @@ class Bundle:
     @cached_property
     def trie(self) -> SidTrie:
         """The trie of the snapshot's semantic IDs: the model's frozen normaliser."""
-        return SidTrie.build(self.codes, self.codebook_sizes)
+        # in the order that decoders give the items of a leaf, so that they need no order of their own
+        return SidTrie.build(self.codes, self.codebook_sizes).preferring(self.train_counts)
 
     @property
     def model_config_path(self) -> Path:

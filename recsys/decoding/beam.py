@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from recsys.decoding.added import Newcomers
 from recsys.decoding.buckets import Buckets, Found, fill
 from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
 from recsys.decoding.eligibility import EligibilityIndex
@@ -111,6 +112,7 @@ class BeamDecoder:
         model, trie = self._model, self._trie
         batch, size = prompt.last.shape
         beams = trie.root(batch, prompt.last.dtype)
+        newcomers = [Newcomers.of(mask) for mask in masks]
         hidden = prompt.last[:, None]  # (B, M, H)
         cache = prompt.cache
         ancestors = prompt.real.new_zeros(batch, 1, 0)  # (B, M, beam tokens so far)
@@ -129,7 +131,8 @@ class BeamDecoder:
             count = hidden.shape[1]
             logits = model.token_logits(level, hidden.reshape(-1, size)).view(batch, count, -1)
             beams = trie.step(level, beams, logits, width, masks)
-        return trie.found(beams), tokens
+            trie.report(level + 1, beams, newcomers)
+        return trie.found(beams, newcomers), tokens
 
 
 def select(prompt: Prompt, rows: list[int]) -> Prompt:

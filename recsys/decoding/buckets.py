@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,25 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from recsys.decoding.added import Newcomers
     from recsys.decoding.eligibility import RequestMask
     from recsys.decoding.trie import SidTrie
 
-Found = tuple["npt.NDArray[np.int64]", "npt.NDArray[np.floating]"]
-
 _NOTHING = Ranked(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+
+
+class Found(NamedTuple):
+    """What a search found for one request.
+
+    Attributes:
+        leaves: (m,) leaf nodes, best first.
+        scores: (m,) their scores; with a log-prior, the largest value below each is in it.
+        newcomers: the added items that it met; None where there is none.
+    """
+
+    leaves: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.floating]
+    newcomers: Newcomers | None = None
 
 
 class Buckets:
@@ -31,36 +44,33 @@ class Buckets:
     """
 
     def __init__(self, trie: SidTrie, prior: npt.NDArray[np.number] | None = None) -> None:
-        self._start = trie.bucket_start
-        self._items = trie.bucket_items
-        if prior is not None:
-            leaf = trie.item_node[self._items, -1]
-            self._items = self._items[np.lexsort((self._items, -np.asarray(prior)[self._items], leaf))]
+        self._trie = trie if prior is None else trie.preferring(prior)
 
-    def expand(
-        self, leaves: npt.NDArray[np.integer], scores: npt.NDArray[np.floating], mask: RequestMask, k: int
-    ) -> Ranked:
+    def expand(self, found: Found, mask: RequestMask, k: int) -> Ranked:
         """The first k items that may be shown; all items of a leaf carry the leaf's score, and their own log-prior.
 
         Args:
-            leaves: (m,) leaf nodes, best first.
-            scores: (m,) their scores; with a log-prior, the largest one below each is in it.
+            found: by the search.
             mask: what the request may show.
             k: items wanted.
         """
-        start = self._start[leaves]
-        counts = self._start[leaves + 1] - start
-        items = self._items[ranges(start, counts)]
-        kept = np.flatnonzero(mask.keeps(items))
+        leaves, scores, newcomers = found
+        start = self._trie.starts(leaves)
+        counts = self._trie.starts(leaves + 1) - start
+        items = self._trie.leaf_item.take(ranges(start, counts))
         values = np.repeat(scores, counts)
-        prior = mask.log_prior
-        if prior is None:
-            kept = kept[:k]
-        else:
-            below = prior.values[items] - np.repeat(prior.bounds[-1][leaves], counts)
+        if mask.bounds is not None:
+            below = mask.bounds.prior.values[items] - np.repeat(mask.bounds.below(self._trie.levels, leaves), counts)
             values = values + below.astype(values.dtype, copy=False)
-            kept = kept[np.argsort(-values[kept], kind="stable")[:k]]
-        return Ranked(items[kept], values[kept])
+        if newcomers is not None:
+            more, theirs = newcomers.found()
+            items = np.concatenate([items, more])
+            values = np.concatenate([values, theirs.astype(values.dtype)])
+        kept = np.flatnonzero(mask.keeps(items))
+        if mask.bounds is not None or newcomers is not None:
+            kept = kept[np.argsort(-values[kept], kind="stable")]
+        kept = kept[:k]
+        return Ranked(items[kept].astype(np.int32), values[kept])
 
 
 def fill(
@@ -75,7 +85,7 @@ def fill(
     """Search, and search again with twice the beam where it held fewer items than were wanted and eligible.
 
     Args:
-        search: rows of the batch and a beam width in; per row the leaves and their scores out, best first.
+        search: rows of the batch and a beam width in; what it found per row out.
         buckets: the items of the leaves.
         masks: what each row may show.
         k: items wanted.
@@ -89,8 +99,8 @@ def fill(
     pending = [row for row, mask in enumerate(masks) if mask.eligible]
     width, widened = beam, 0
     while pending:
-        for row, (leaves, scores) in zip(pending, search(pending, width), strict=True):
-            answers[row] = buckets.expand(leaves, scores, masks[row], k)
+        for row, found in zip(pending, search(pending, width), strict=True):
+            answers[row] = buckets.expand(found, masks[row], k)
         if width >= widest:
             break
         pending = [row for row in pending if _short(answers[row], masks[row], k)]

@@ -40,6 +40,8 @@ class TwoTower(Protocol):
 class FlatDecoder:
     """Log-softmax over all items of the dot products of user and items; ties go to the smaller item index.
 
+    Items that were added after the model was frozen have no vector and are never answered; those removed are hidden.
+
     The item vectors are copied on construction: make a new decoder after the model has been trained further.
 
     Args:
@@ -77,12 +79,15 @@ class FlatDecoder:
         scores = logits.sub_(logits.logsumexp(dim=1, keepdim=True)).cpu().numpy()
         if log_prior is not None:
             scores += log_prior.values.astype(scores.dtype)
+        shared = eligibility.frozen(count)
+        newer = 0 if eligibility.live is None or eligibility.live.added is None else eligibility.live.added.items.count
         ranked = []
         for row, values in enumerate(scores):
-            if eligibility.shared is not None:
-                values[~_checked(eligibility.shared, count)] = -np.inf
+            if shared is not None:
+                values[~_checked(shared, count)] = -np.inf
             if excluded is not None and len(excluded[row]):
-                values[_within(excluded[row], count)] = -np.inf
+                hidden = _within(excluded[row], count + newer)
+                values[hidden[hidden < count]] = -np.inf
             chosen = best(values, k)
             order = chosen[np.argsort(-values[chosen], kind="stable")]
             ranked.append(Ranked(order.astype(np.int32), values[order]))

@@ -21,6 +21,7 @@ from recsys.models.head import prefix_rows
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from recsys.decoding.added import Newcomers
     from recsys.decoding.eligibility import RequestMask
     from recsys.decoding.head_weights import HeadWeights
     from recsys.decoding.trie import SidTrie
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating]
     Ints = npt.NDArray[np.int64]
     Bools = npt.NDArray[np.bool_]
+    Bits = npt.NDArray[np.uint8]
 
 # A compiled dot product costs about as much as this many columns of a dense product (measured, H = 128, 256).
 _GATHER_COST = 5
 _NONE = np.empty(0, dtype=np.bool_)
+_EVERY = np.empty(0, dtype=np.uint8)
 _NO_NODES = np.empty(0, dtype=np.int64)
 
 
@@ -117,7 +120,9 @@ class HeadBeam:
         self._cells = [HeadCell(weights, level) for level in range(trie.levels - 1)]
         self._compile()
 
-    def search(self, hidden: Floats, *, width: int, leaves: int, mask: RequestMask) -> tuple[Ints, Floats]:
+    def search(
+        self, hidden: Floats, *, width: int, leaves: int, mask: RequestMask, newcomers: Newcomers | None = None
+    ) -> tuple[Ints, Floats]:
         """The best complete semantic IDs.
 
         Args:
@@ -125,6 +130,7 @@ class HeadBeam:
             width: prefixes kept per level.
             leaves: semantic IDs wanted; the last level keeps at most `width` of them.
             mask: what the request may show.
+            newcomers: takes the prefixes that are kept.
 
         Returns:
             (m,) leaves of the trie and (m,) scores, best first, ties to the smaller leaf.
@@ -133,7 +139,11 @@ class HeadBeam:
         last = len(self._levels) - 1
         for level in range(last):
             beams = self._step(level, beams, hidden, width, mask)
+            if newcomers is not None:
+                newcomers.kept(level + 1, beams.nodes, beams.scores)
         nodes, scores, _, _ = self._step(last, beams, hidden, min(width, leaves), mask)
+        if newcomers is not None:
+            newcomers.kept(last + 1, nodes, scores)
         return kernels.ranked(nodes, scores)
 
     def draft(
@@ -174,7 +184,7 @@ class HeadBeam:
         if not self._whole_codebook:
             layer = self._levels[0]
             values = kernels.gathered(product(state, layer.state), rows.degree, rows.codes, opened)
-            kernels.choose(values, hidden[0, :1], rows, opened, (_NONE, _NO_NODES), hidden[0, :0], 1, _NONE)
+            kernels.choose(values, hidden[0, :1], rows, opened, (_EVERY, _NO_NODES), hidden[0, :0], 1, _NONE)
 
     def _start(self, hidden: Floats) -> _Beams:
         opened = self._levels[0].opened
@@ -185,13 +195,13 @@ class HeadBeam:
         """Extend every prefix by one code and keep the best."""
         layer = self._levels[level]
         degree, child, codes = layer.children.rows(beams.nodes) if level else self._root  # (M,), (C,) ascending, (C,)
-        prior = mask.log_prior
+        prior = mask.bounds
         if prior is not None and level:  # the parents' bounds give way to the children's
-            beams = beams._replace(scores=beams.scores - _like(prior.bounds[level - 1][beams.nodes], beams.scores))
+            beams = beams._replace(scores=beams.scores - _like(prior.below(level, beams.nodes), beams.scores))
         last = level == len(self._levels) - 1
         opens = _NONE if last else self._levels[level + 1].opened
-        shown = (mask.live.alive[level] if mask.live.alive else _NONE, mask.dead[level])
-        bounds = hidden[0, :0] if prior is None else _like(prior.bounds[level], hidden)
+        shown = (mask.live.alive[level] if mask.live.alive else _EVERY, mask.dead[level])
+        bounds = hidden[0, :0] if prior is None else _like(prior.below(level + 1, child), hidden)  # (C,)
         chosen = self._chosen(layer, hidden[level + 1], beams, Rows(degree, child, codes), shown, bounds, width, opens)
         nodes, scores, opened, parents, at, letters = chosen
         state = beams.state if last else self._cells[level].advance(beams.state, parents, at, letters)
@@ -203,7 +213,7 @@ class HeadBeam:
         hidden: Floats,
         beams: _Beams,
         rows: Rows,
-        shown: tuple[Bools, Ints],
+        shown: tuple[Bits, Ints],
         bounds: Floats,
         width: int,
         opens: Bools,
@@ -214,7 +224,7 @@ class HeadBeam:
             totals = _over_codebook(layer, hidden, beams, rows)
             kernels.hide(totals, rows.child, *shown)
             if len(bounds):
-                totals += bounds[rows.child]
+                totals += bounds
             return kernels.pick(totals, width, *rows, opened, opens)
         if layer.node_rows is not None:
             if layer.hidden is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating]
     Ints = npt.NDArray[np.int64]
     Bools = npt.NDArray[np.bool_]
+    Bits = npt.NDArray[np.uint8]
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -74,7 +75,7 @@ def _tanh(x: Any) -> Any:
 
 
 @_compiled
-def csr_rows(start: Ints, code: npt.NDArray[np.integer], nodes: Ints) -> tuple[Ints, Ints, Ints]:
+def csr_rows(start: npt.NDArray[np.integer], code: npt.NDArray[np.integer], nodes: Ints) -> tuple[Ints, Ints, Ints]:
     """Children of (M,) nodes, node r's being start[r]..start[r + 1] - 1: (M,) degree, (C,) child, (C,) code."""
     degree = np.empty(len(nodes), np.int64)
     total = 0
@@ -145,7 +146,7 @@ def dotted(
 
 
 @_compiled
-def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Bools, dead: Ints) -> None:
+def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Bits, dead: Ints) -> None:
     """Turn (C,) logits into totals in place: the beam's score plus log-softmax over its row; minus infinity if hidden.
 
     Args:
@@ -153,7 +154,7 @@ def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Boo
         degree: (M,) children per beam.
         scores: (M,) of the beams.
         child: (C,) nodes, ascending.
-        alive: (n,) by node, which may be shown; (0,) = all.
+        alive: a bit per node, which may be shown; (0,) = all.
         dead: (m,) ascending, nodes that may not.
     """
     at = 0
@@ -184,11 +185,11 @@ def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Boo
 
 
 @_compiled
-def hide(values: Floats, child: Ints, alive: Bools, dead: Ints) -> None:
-    """Minus infinity for children that are not alive ((n,) by node; (0,) = all are) or in `dead` (ascending)."""
+def hide(values: Floats, child: Ints, alive: Bits, dead: Ints) -> None:
+    """Minus infinity for children that are not alive (a bit per node; (0,) = all are) or in `dead` (ascending)."""
     if len(alive):
         for place, node in enumerate(child):
-            if not alive[node]:
+            if not (alive[node >> 3] >> (node & 7)) & 1:
                 values[place] = -np.inf
     if len(dead) and len(child):
         place = np.searchsorted(child, dead[0])
@@ -197,14 +198,6 @@ def hide(values: Floats, child: Ints, alive: Bools, dead: Ints) -> None:
                 place += 1
             if place < len(child) and child[place] == node:
                 values[place] = -np.inf
-
-
-@_compiled
-def recount(counts: npt.NDArray[np.int32], alive: Bools, nodes: Ints, step: Ints) -> None:
-    """Add a step to the count of each node, one after the other, and keep (n,) `alive` at counts > 0."""
-    for place, node in enumerate(nodes):
-        counts[node] += step[place]
-        alive[node] = counts[node] > 0
 
 
 @_compiled
@@ -254,7 +247,7 @@ def choose(
     scores: Floats,
     rows: tuple[Ints, Ints, Ints],
     opened: Bools,
-    shown: tuple[Bools, Ints],
+    shown: tuple[Bits, Ints],
     prior: Floats,
     width: int,
     opens: Bools,
@@ -267,7 +260,7 @@ def choose(
         rows: see `recsys.decoding.verifier.Rows`.
         opened: (M,) which beams have a state.
         shown: see `hide`, alive and dead.
-        prior: (n,) by node, added to the totals; (0,) = nothing.
+        prior: (C,) added to the totals; (0,) = nothing.
         width: children kept.
         opens: (n,) by node, whether it is open; (0,) = none is.
     """
@@ -275,7 +268,7 @@ def choose(
     add_up(values, degree, scores, child, shown[0], shown[1])
     if len(prior):
         for place in range(len(values)):
-            values[place] += prior[child[place]]
+            values[place] += prior[place]
     return pick(values, width, degree, child, codes, opened, opens)
 
 
@@ -289,7 +282,7 @@ def extend(
     scores: Floats,
     rows: tuple[Ints, Ints, Ints],
     opened: Bools,
-    shown: tuple[Bools, Ints],
+    shown: tuple[Bits, Ints],
     prior: Floats,
     width: int,
     opens: Bools,

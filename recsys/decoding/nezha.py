@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from torch import Tensor
 
+from recsys.decoding.added import Newcomers
 from recsys.decoding.buckets import Buckets, Found, fill
 from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
 from recsys.decoding.eligibility import EligibilityIndex
@@ -141,9 +142,13 @@ class NezhaDecoder:
         check_finite(states)
         # behind a log-prior the best k leaves need not hold the best k items
         leaves = self._widest if any(mask.log_prior is not None for mask in masks) else k
-        return lambda rows, width: [
-            self._numpy.search(states[row], width=width, leaves=leaves, mask=masks[row]) for row in rows
-        ]
+
+        def search(row: int, width: int) -> Found:
+            newcomers = Newcomers.of(masks[row])
+            found = self._numpy.search(states[row], width=width, leaves=leaves, mask=masks[row], newcomers=newcomers)
+            return Found(*found, newcomers)
+
+        return lambda rows, width: [search(row, width) for row in rows]
 
 
 def beam_over_head(
@@ -170,6 +175,7 @@ def beam_over_head(
     """
     batch, _, size = hidden.shape
     beams = trie.root(batch, hidden.dtype)
+    newcomers = [Newcomers.of(mask) for mask in masks]
     state = head.start(hidden)[:, None]  # (B, M, H)
     for level in range(trie.levels):
         if level:
@@ -181,7 +187,8 @@ def beam_over_head(
         rows = node_rows[level] if node_rows else None
         own = None if rows is None else (fused.view(batch, count, -1), rows)
         beams = trie.step(level, beams, logits, width, masks, own)
-    return trie.found(beams)
+        trie.report(level + 1, beams, newcomers)
+    return trie.found(beams, newcomers)
 
 
 @torch.inference_mode()

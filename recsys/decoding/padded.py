@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.decoding.buckets import Found
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
+    from recsys.decoding.added import Newcomers
     from recsys.decoding.eligibility import LivePrefixes, RequestMask
-    from recsys.decoding.log_prior import LogPrior
+    from recsys.decoding.log_prior import Bounds, LogPrior
     from recsys.decoding.trie import SidTrie
 
 
@@ -51,9 +54,9 @@ class PaddedTrie:
         self.levels = trie.levels
         self._whole_codebook = whole_codebook
         self._start = [torch.from_numpy(start).to(device) for start in trie.child_start]
-        self._code = [torch.from_numpy(code.astype(np.int64)).to(device) for code in trie.node_code]
+        self._code = [torch.from_numpy(code.astype(_signed(code))).to(device) for code in trie.node_code]
         self._widest = [int(np.diff(start).max(initial=1)) for start in trie.child_start]
-        self._alive: tuple[LivePrefixes, int, list[Tensor]] | None = None
+        self._alive: tuple[LivePrefixes, int, list[Tensor]] | None = None  # a copy, and the change it stands at
         self._bounds: tuple[LogPrior, list[Tensor]] | None = None
 
     def root(self, batch: int, dtype: torch.dtype) -> Beams:
@@ -88,36 +91,49 @@ class PaddedTrie:
         offset = torch.arange(self._widest[level], device=self.device)  # (W,)
         exists = offset < degree[..., None]  # (B, M, W)
         child = torch.where(exists, first[..., None] + offset, 0)
-        codes = self._code[level][child]
+        codes = self._code[level][child].long()
         values = logits.gather(2, codes)
         if own is not None:
             values = values + _products(*own, child)
         values = values.masked_fill(~exists, -torch.inf)
         norm = (logits if self._whole_codebook else values).logsumexp(dim=2, keepdim=True)
-        bounds = self._bounds_of(masks[0].log_prior, beams.scores.dtype)
+        bounds = masks[0].bounds
         scores = beams.scores
-        if bounds and level:  # the parents' bounds give way to the children's
-            scores = scores - bounds[level - 1][beams.nodes]
+        if bounds is not None and level:  # the parents' bounds give way to the children's
+            scores = scores - self._below(bounds, level, beams.nodes, scores.dtype)
         totals = (values - norm + scores[..., None]).flatten(1)  # (B, M * W)
         child = child.flatten(1)
-        if bounds:
-            totals = totals + bounds[level][child]
+        if bounds is not None:
+            totals = totals + self._below(bounds, level + 1, child, totals.dtype)
         self._hide(totals, child, level, masks)
         at = _best(totals, min(width, totals.shape[1]))
         return Beams(child.gather(1, at), totals.gather(1, at), at // len(offset), codes.flatten(1).gather(1, at))
 
-    def found(self, beams: Beams) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]]]:
-        """Leaves and scores of each request, best first, ties to the smaller leaf."""
+    def report(self, depth: int, beams: Beams, newcomers: Sequence[Newcomers | None]) -> None:
+        """Tell each request's newcomers which prefixes of a depth are kept; nothing leaves the device without them."""
+        if not any(newcomers):
+            return
+        nodes = beams.nodes.cpu().numpy()
+        scores = beams.scores.to(torch.promote_types(beams.scores.dtype, torch.float32)).cpu().numpy()
+        for row, newcomer in enumerate(newcomers):
+            kept = scores[row] > -np.inf
+            if newcomer is not None:
+                newcomer.kept(depth, nodes[row, kept], scores[row, kept])
+
+    def found(self, beams: Beams, newcomers: Sequence[Newcomers | None]) -> list[Found]:
+        """Leaves and scores of each request, best first, ties to the smaller leaf, and its newcomers."""
         scores, order = beams.scores.sort(dim=1, descending=True, stable=True)
         leaves = beams.nodes.gather(1, order).cpu().numpy()
         values = scores.cpu().numpy()
         counts = (values > -np.inf).sum(axis=1)
-        return [(leaves[row, :count], values[row, :count]) for row, count in enumerate(counts)]
+        return [
+            Found(leaves[row, :count], values[row, :count], newcomers[row]) for row, count in enumerate(counts.tolist())
+        ]
 
     def _hide(self, totals: Tensor, child: Tensor, level: int, masks: Sequence[RequestMask]) -> None:
         alive = self._alive_nodes(masks[0].live)
         if alive is not None:
-            totals.masked_fill_(~alive[level][child], -torch.inf)
+            totals.masked_fill_((alive[level][child >> 3] >> (child & 7)) & 1 == 0, -torch.inf)
         longest = max(len(mask.dead[level]) for mask in masks)
         if longest:
             dead = np.full((len(masks), longest), np.iinfo(np.int64).max)  # sorted rows, the filler matches no node
@@ -127,23 +143,48 @@ class PaddedTrie:
             at = torch.searchsorted(table, child).clamp_(max=longest - 1)
             totals.masked_fill_(table.gather(1, at) == child, -torch.inf)
 
-    def _bounds_of(self, prior: LogPrior | None, dtype: torch.dtype) -> list[Tensor]:
-        if prior is None:
-            return []
-        known = self._bounds
+    def _below(self, bounds: Bounds, depth: int, nodes: Tensor, dtype: torch.dtype) -> Tensor:
+        """The largest log-prior below nodes of a depth, in their shape."""
+        if not bounds.frozen:  # what added items raise is looked up beside the device
+            values = bounds.below(depth, nodes.cpu().numpy().ravel())
+            return torch.from_numpy(values).to(self.device, dtype).view(nodes.shape)
+        prior, known = bounds.prior, self._bounds
         if known is None or known[0] is not prior or known[1][0].dtype != dtype:
             known = self._bounds = (prior, [torch.from_numpy(b).to(self.device, dtype) for b in prior.bounds])
-        return known[1]
+        return known[1][depth - 1][nodes]
 
     def _alive_nodes(self, live: LivePrefixes) -> list[Tensor] | None:
+        """The live nodes as bits on the device; of a copy that is there, what has changed since is brought."""
         if not live.alive:
             return None
         known = self._alive
         changes = live.changes
-        if known is None or known[0] is not live or known[1] != changes:
+        if known is None or known[0] is not live:
             copies = [torch.from_numpy(alive).to(self.device, copy=True) for alive in live.alive]
-            known = self._alive = (live, changes, copies)
-        return known[2]
+        elif known[1] != changes:
+            copies = self._caught_up(known, live, changes)
+        else:
+            return known[2]
+        self._alive = (live, changes, copies)
+        return copies
+
+    def _caught_up(
+        self, known: tuple[LivePrefixes, int, list[Tensor]], live: LivePrefixes, changes: int
+    ) -> list[Tensor]:
+        _, seen, copies = known
+        newer = [nodes for change, nodes in tuple(live.journal) if change > seen]
+        if len(newer) < changes - seen:  # more than the journal holds
+            return [torch.from_numpy(alive).to(self.device, copy=True) for alive in live.alive]
+        for depth, (alive, copy) in enumerate(zip(live.alive, copies, strict=True)):
+            nodes = np.concatenate([node[depth] for node in newer])
+            places = np.unique(nodes[nodes >= 0] >> 3)
+            copy[torch.from_numpy(places).to(self.device)] = torch.from_numpy(alive[places]).to(self.device)
+        return copies
+
+
+def _signed(code: npt.NDArray[np.unsignedinteger]) -> type[np.signedinteger]:
+    """A type torch can gather that holds the codes."""
+    return np.int16 if code.max(initial=0) <= np.iinfo(np.int16).max else np.int32
 
 
 def _products(states: Tensor, rows: Tensor, child: Tensor) -> Tensor:

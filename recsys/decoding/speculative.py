@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from recsys.decoding.added import Newcomers
 from recsys.decoding.beam import TokenWriter, select
 from recsys.decoding.buckets import Buckets, Found, fill
 from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
@@ -91,8 +92,8 @@ class _Tools:
         model: backbone and embeddings.
         trie: for the exact steps.
         head: the draft model.
-        parents: for depth d in 1..L (index d - 1), (n_d,) each node's parent.
-        codes: the same, each node's last code.
+        parents: for depth d in 1..L-1 (index d - 1), (n_d,) each node's parent.
+        codes: for depth d in 1..L, each node's last code.
         device: of the model.
         draft: prefixes drafted per level, as a multiple of the beam.
     """
@@ -101,7 +102,7 @@ class _Tools:
     trie: PaddedTrie
     head: HeadBeam
     parents: tuple[Ints, ...]
-    codes: tuple[npt.NDArray[np.int32], ...]
+    codes: tuple[npt.NDArray[np.unsignedinteger], ...]
     device: torch.device
     draft: float
 
@@ -135,7 +136,7 @@ class SpeculativeDecoder:
             model,
             PaddedTrie(trie, device, whole_codebook=whole),
             HeadBeam(HeadWeights.of(model.head), trie, whole_codebook=whole),
-            tuple(np.repeat(np.arange(len(start) - 1), np.diff(start)) for start in trie.child_start),
+            tuple(np.repeat(np.arange(len(start) - 1), np.diff(start)) for start in trie.child_start[:-1]),
             trie.node_code,
             device,
             draft,
@@ -208,13 +209,15 @@ class _Request:
         """Leaves and scores, best first."""
         model, trie = self._tools.model, self._tools.trie
         beams = trie.root(1, self._prompt.last.dtype)
+        newcomers = [Newcomers.of(self._mask)]
         hidden = self._prompt.last  # (M, H)
         for level in range(trie.levels):
             if level:
                 hidden = self._states_of(level, beams)
             logits = model.token_logits(level, hidden)[None]  # (1, M, T)
             beams = trie.step(level, beams, logits, self._width, [self._mask])
-        return trie.found(beams)[0]
+            trie.report(level + 1, beams, newcomers)
+        return trie.found(beams, newcomers)[0]
 
     def _states_of(self, depth: int, beams: Beams) -> Tensor:
         """(M, H) states of the beams' newest codes; what was not drafted is run now."""

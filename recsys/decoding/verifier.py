@@ -2,9 +2,9 @@
 
 Three structures hold the same children of the same trie nodes and give the same answers:
 
-    CSR children   ranges of node numbers        8 bytes per node of the upper depth, 4 per child
-    bitmap         T bits per node, and ranges   T / 8 + 8 bytes per node of the upper depth
-    sorted keys    node * T + code, ascending    8 bytes per child: a hash set's answers by binary search
+    CSR children   ranges of node numbers        4 bytes per node of the upper depth, 1 or 2 per child
+    bitmap         T bits per node, and ranges   T / 8 + 4 bytes per node of the upper depth
+    sorted keys    node * T + code, ascending    4 or 8 bytes per child: a hash set's answers by binary search
 
 `rows` lists the children of prefixes, which is what the decoders ask; `find` asks for one child each, which is what a
 draft that was written without looking is checked by. Measured by `windfire bench decoding`.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from recsys.decoding import kernels
+from recsys.decoding import kernels, trie_kernels
 from recsys.decoding.ragged import ranges
 
 if TYPE_CHECKING:
@@ -79,15 +79,8 @@ class CsrChildren:
         return Rows(*kernels.csr_rows(self._start, self._code, nodes))
 
     def find(self, nodes: Ints, codes: Ints) -> Ints:
-        """See `Verifier.find`: a binary search inside every row, all rows at once."""
-        low, high = self._start.take(nodes), self._start.take(nodes + 1)
-        end = high
-        for _ in range(int((high - low).max(initial=0)).bit_length()):
-            middle = (low + high) >> 1
-            below = self._code.take(middle, mode="clip") < codes
-            low, high = np.where(below & (low < high), middle + 1, low), np.where(below, high, middle)
-        hit = (low < end) & (self._code.take(low, mode="clip") == codes)
-        return np.where(hit, low, -1)
+        """See `Verifier.find`: a binary search inside every row."""
+        return trie_kernels.children(self._start, self._code, nodes, codes)
 
 
 class Bitmap:
@@ -113,7 +106,7 @@ class Bitmap:
     def rows(self, nodes: Ints) -> Rows:
         """See `Verifier.rows`."""
         bits = np.unpackbits(self._words[nodes].view(np.uint8), axis=1, bitorder="little")
-        first = self._start.take(nodes)
+        first = self._start.take(nodes).astype(np.int64)
         degree = self._start.take(nodes + 1) - first
         codes = np.flatnonzero(bits) % bits.shape[1]
         return Rows(degree, ranges(first, degree), codes)
@@ -140,7 +133,11 @@ class SortedKeys:
     def __init__(self, trie: SidTrie, level: int) -> None:
         self._size = trie.sizes[level]
         parent = np.repeat(np.arange(trie.nodes(level)), np.diff(trie.child_start[level]))
-        self._keys = parent * self._size + trie.node_code[level]  # (n,) int64
+        keys = parent * self._size + trie.node_code[level]  # (n,)
+        highest = trie.nodes(level) * self._size
+        self._keys: npt.NDArray[np.signedinteger] = keys.astype(
+            np.int32 if highest <= np.iinfo(np.int32).max else np.int64
+        )
 
     @property
     def nbytes(self) -> int:
@@ -150,16 +147,21 @@ class SortedKeys:
     def rows(self, nodes: Ints) -> Rows:
         """See `Verifier.rows`."""
         lowest = nodes * self._size
-        first = np.searchsorted(self._keys, lowest)
-        degree = np.searchsorted(self._keys, lowest + self._size) - first
+        first = self._place(lowest)
+        degree = self._place(lowest + self._size) - first
         child = ranges(first, degree)
-        return Rows(degree, child, self._keys.take(child) - np.repeat(lowest, degree))
+        codes = self._keys.take(child).astype(np.int64) - np.repeat(lowest, degree)
+        return Rows(degree, child, codes)
 
     def find(self, nodes: Ints, codes: Ints) -> Ints:
         """See `Verifier.find`."""
         wanted = nodes * self._size + codes
-        at = np.searchsorted(self._keys, wanted)
+        at = self._place(wanted)
         return np.where(self._keys.take(at, mode="clip") == wanted, at, -1)
+
+    def _place(self, keys: Ints) -> Ints:
+        # of one type: else all keys would be converted for every search
+        return np.searchsorted(self._keys, keys.astype(self._keys.dtype))
 
 
 STRUCTURES: Final[dict[Structure, type[CsrChildren | Bitmap | SortedKeys]]] = {
@@ -180,14 +182,16 @@ def listing(trie: SidTrie, structure: Structure = "csr") -> tuple[Verifier, ...]
 def finding(trie: SidTrie) -> tuple[Verifier, ...]:
     """One verifier per depth 0..L-1 for `find` alone, chosen by size: the smaller of bitmap and sorted keys.
 
-    Dense depths (the first two) become bitmaps, sparse ones sorted keys.
+    Dense depths (the first two) become bitmaps, sparse ones sorted keys; the trie's own children are not needed for it.
     """
     return tuple(_smaller(trie, level) for level in range(trie.levels))
 
 
 def _smaller(trie: SidTrie, level: int) -> Verifier:
-    bitmap = trie.nodes(level) * (8 + 8 * _words(trie.sizes[level]))
-    return Bitmap(trie, level) if bitmap <= 8 * trie.nodes(level + 1) else SortedKeys(trie, level)
+    nodes, size = trie.nodes(level), trie.sizes[level]
+    bitmap = trie.child_start[level].nbytes + 8 * nodes * _words(size)
+    keys = (4 if nodes * size <= np.iinfo(np.int32).max else 8) * trie.nodes(level + 1)
+    return Bitmap(trie, level) if bitmap <= keys else SortedKeys(trie, level)
 
 
 def _words(size: int) -> int:

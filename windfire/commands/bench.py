@@ -79,20 +79,25 @@ def quality(
 def decoding(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/decoding.yaml.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML instead of the part's own, benchmarks/decoding*.yaml.")
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="latency or verifier; repeatable. Default: latency.")] = None,
 ) -> None:
-    """Time prefill, nezha, beam and flat per request, interleaved in one process."""
-    from benchmarks.decoding import bench
-    from benchmarks.decoding_settings import CONFIG, DecodingSettings
+    """Time prefill, nezha, beam and flat per request, interleaved in one process; with --part, measure other parts.
+
+    The figures of another part than latency go beside those of the file that --json names: NAME_PART.json.
+    """
+    from benchmarks.decoding_parts import PARTS, chosen, target
     from benchmarks.tables import decoding_overview
 
     console = _console()
-    settings = DecodingSettings.load(config or CONFIG, quick=quick)
-    report = bench(settings, _command_line(), say=partial(console.print, markup=False))
-    if json is not None:
-        report.save(json)
-    for table in decoding_overview(report):
-        console.print(table)
+    for name in chosen(part or [], config):
+        report = PARTS[name](config, quick, _command_line(), partial(console.print, markup=False))
+        if json is not None:
+            report.save(target(json, name))
+        for table in decoding_overview(report):
+            console.print(table)
 
 
 @app.command("import-model")

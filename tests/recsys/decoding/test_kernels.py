@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.decoding import kernels
+from recsys.decoding.packed import bits_of
 from recsys.decoding.ragged import best, ranges
 
 Floats = npt.NDArray[np.floating]
@@ -97,7 +98,7 @@ def test_hidden_children_are_minus_infinity(seed: int, some: bool) -> None:
     dead = np.sort(rng.permutation(30)[: rng.integers(0, 12)])
     alive = rng.random(30) < 0.7
     values = np.zeros(len(child))
-    kernels.hide(values, child, alive if some else alive[:0], dead)
+    kernels.hide(values, child, bits_of(alive if some else alive[:0]), dead)
     shown = ~np.isin(child, dead) & (alive[child] if some else True)
     np.testing.assert_array_equal(values, np.where(shown, 0, -np.inf))
 
