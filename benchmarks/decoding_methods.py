@@ -18,7 +18,7 @@ from recsys.decoding.verifier import finding
 from recsys.models import CompactRecommender, FlatRecommender, ItemFeatures, RecommenderConfig, TokenRecommender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -39,12 +39,19 @@ _COLLABORATIVE: Final = 128
 
 
 def catalogue(settings: DecodingSettings, rng: np.random.Generator) -> npt.NDArray[np.int32]:
+    """(I, L) semantic IDs; see `draw_codes`."""
+    return draw_codes(settings.items, settings.codebooks, settings.skew, rng)
+
+
+def draw_codes(
+    items: int, sizes: Sequence[int], skew: Sequence[float], rng: np.random.Generator
+) -> npt.NDArray[np.int32]:
     """(I, L) semantic IDs; the codes of a level have Zipf frequencies, shifted by the code before."""
-    codes = np.zeros((settings.items, len(settings.codebooks)), dtype=np.int32)
-    shift = np.zeros(settings.items, dtype=np.int64)
-    for level, (size, exponent) in enumerate(zip(settings.codebooks, settings.skew, strict=True)):
+    codes = np.zeros((items, len(sizes)), dtype=np.int32)
+    shift = np.zeros(items, dtype=np.int64)
+    for level, (size, exponent) in enumerate(zip(sizes, skew, strict=True)):
         weight = np.arange(1, size + 1) ** -exponent
-        drawn = rng.choice(size, size=settings.items, p=weight / weight.sum())
+        drawn = rng.choice(size, size=items, p=weight / weight.sum())
         codes[:, level] = (drawn + shift) % size
         shift = codes[:, level].astype(np.int64) * 37  # any odd stride: other prefixes prefer other codes
     return codes

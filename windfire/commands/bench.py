@@ -78,18 +78,37 @@ def quality(
 @app.command("decoding")
 def decoding(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/decoding.yaml.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures here; of several parts, those beside the default go to NAME_PART.json."),
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="What to measure; repeatable. Default: latency.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of the part's own.")] = None,
+    work: Annotated[Path, typer.Option(help="Keeps prepared data, weights and finished sizes.")] = Path(
+        "build/decoding"
+    ),
 ) -> None:
-    """Time prefill, nezha, beam and flat per request, interleaved in one process."""
-    from benchmarks.decoding import bench
-    from benchmarks.decoding_settings import CONFIG, DecodingSettings
-    from benchmarks.tables import decoding_overview
+    """Time decoders per request, and by --part their peers, speculation and the size where a dot product loses."""
+    from benchmarks.decoding_parts import DEFAULT, Request, figures_file, load
+    from recsys.errors import ConfigError, DataError
 
     console = _console()
-    settings = DecodingSettings.load(config or CONFIG, quick=quick)
-    report = bench(settings, _command_line(), say=partial(console.print, markup=False))
-    if json is not None:
-        report.save(json)
-    for table in decoding_overview(report):
-        console.print(table)
+    say = partial(console.print, markup=False)
+    names = part or [DEFAULT]
+    if config is not None and len(names) > 1:
+        raise ConfigError("a file of settings belongs to one part", field="config", value=str(config))
+    modules = {name: load(name) for name in names}
+    failed = False
+    for name, module in modules.items():
+        try:
+            report = module.measure(Request(quick, config, work, _command_line(), say))
+        except DataError as error:  # the other parts do not need what is missing
+            console.print(f"{name} was left out: {error}", style="red", markup=False)
+            failed = True
+            continue
+        if json is not None:
+            report.save(json if len(names) == 1 else json.with_name(figures_file(name, json.stem)))
+        figures = {figure.name: figure for figure in report.figures}
+        for build in module.TABLES.values():
+            console.print(build(figures).rich())
+    raise typer.Exit(1 if failed else 0)
