@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.decoding_methods import draw_codes
 from benchmarks.decoding_parts.ann import BUILDERS, faiss_threads, index_bytes
-from benchmarks.decoding_parts.crossover_tables import crossing, memory_table, times_table
+from benchmarks.decoding_parts.crossover_tables import crossing, crossing_table, memory_table, times_table
 from benchmarks.decoding_parts.peers import prefill, whole
 from benchmarks.decoding_parts.settings import FOLDER, CrossoverSettings, load_settings
 from benchmarks.decoding_parts.timing import middle, take_turns
@@ -45,7 +45,11 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 CONFIG: Final = FOLDER / "crossover.yaml"
-TABLES: Final[dict[str, Callable[[dict[str, Figure]], Table]]] = {"": times_table, "memory": memory_table}
+TABLES: Final[dict[str, Callable[[dict[str, Figure]], Table]]] = {
+    "": times_table,
+    "at": crossing_table,
+    "memory": memory_table,
+}
 _AT_ONCE: Final = 2**18  # vectors made together
 _QUERIES: Final = 64
 

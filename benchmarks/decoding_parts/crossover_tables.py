@@ -67,6 +67,22 @@ def times_table(figures: Named) -> Table:
     return Table("ms of one request, one thread; the trunk is in all of them", header, rows)
 
 
+def crossing_table(figures: Named) -> Table:
+    """From how many items on nezha is the cheaper, by width."""
+    pattern = re.compile(r"decoding\.crossover\.items\d+\.nezha_beam(\d+)\.ms")
+    beams = sorted({int(match[1]) for name in figures if (match := pattern.fullmatch(name))})
+    rows = []
+    for beam in beams:
+        found = figures.get(f"decoding.crossover.beam{beam}.items")
+        rows.append([f"nezha, beam {beam}", *(("-", "never turns") if found is None else (_round(found), found.note))])
+    return Table("cheaper than flat", ["", "from items", "where"], rows)
+
+
+def _round(figure: Figure) -> str:
+    """To two digits."""
+    return f"{float(f'{figure.value:.2g}'):,.0f}"
+
+
 def memory_table(figures: Named) -> Table:
     """Bytes, seconds to build and milliseconds of one change by size."""
     rows = []

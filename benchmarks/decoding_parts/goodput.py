@@ -126,7 +126,7 @@ def sweep(
         count = max(int(rate * seconds), 1)
         arrivals = np.cumsum(rng.exponential(1 / rate, size=count))
         ms = open_loop(answer, histories, arrivals, settings) * 1e3
-        rates.append(Rate(rate, float(np.percentile(ms, 99)), count))
+        rates.append(Rate(rate, float(np.percentile(ms, 99, method="higher")), count))
         if rates[-1].p99_ms > max(settings.limits_ms):
             break
     return rates
