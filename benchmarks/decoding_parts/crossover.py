@@ -147,8 +147,16 @@ def of_size(items: int, settings: CrossoverSettings) -> list[Figure]:
 def _trunk(codes: Codes, sizes: tuple[int, ...], settings: CrossoverSettings) -> CompactRecommender:
     """A compact model whose input are the codes alone: a table of item vectors would not fit beside the rivals."""
     none = np.zeros((len(codes), 0), dtype=np.float32)
-    widths = {"d_model": settings.d_model, "layers": settings.layers, "heads": settings.heads}
-    config = RecommenderConfig(sizes, len(codes), 0, 0, use_item_id=False, **widths)
+    config = RecommenderConfig(
+        sizes,
+        len(codes),
+        0,
+        0,
+        use_item_id=False,
+        d_model=settings.d_model,
+        layers=settings.layers,
+        heads=settings.heads,
+    )
     torch.manual_seed(settings.seed)
     model = CompactRecommender(config, ItemFeatures(codes, none, none, np.ones(len(codes), np.int64))).eval()
     model.freeze()
