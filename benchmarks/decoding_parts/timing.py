@@ -49,7 +49,7 @@ def take_turns(
             if (turn * rounds[name]) // total == ((turn - 1) * rounds[name]) // total:
                 continue
             for number in range(warm_up):
-                calls[name](turn + total + number)
+                calls[name](turn + 1 + number)
             began = time.perf_counter_ns()
             calls[name](turn)
             times[name][turn] = (time.perf_counter_ns() - began) / 1e6
