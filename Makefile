@@ -32,6 +32,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/windfire bench quality --json docs/figures/quality.json
 	$(BIN)/windfire bench decoding --json docs/figures/decoding.json
+	$(BIN)/windfire bench decoding --part peers --json docs/figures/decoding_peers.json
+	$(BIN)/windfire bench decoding --part speculative --json docs/figures/decoding_speculative.json
+	$(BIN)/windfire bench decoding --part crossover --json docs/figures/decoding_crossover.json
 
 tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables

@@ -39,7 +39,7 @@ _COLLABORATIVE: Final = 128
 
 
 def catalogue(settings: DecodingSettings, rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    """(I, L) semantic IDs of the settings' catalogue."""
+    """(I, L) semantic IDs; see `draw_codes`."""
     return draw_codes(settings.items, settings.codebooks, settings.skew, rng)
 
 

@@ -2,7 +2,7 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`.
 """
 
 from __future__ import annotations
@@ -163,16 +163,6 @@ def quality_overview(report: Report) -> list[RichTable]:
     return [table.rich() for table in tables if table.rows]
 
 
-_DECODING: Final[dict[str, Callable[[Named], Table]]] = {"": decoding_table, "engines": engines_table}
-
-
-def decoding_overview(report: Report) -> list[RichTable]:
-    """The tables that a terminal shows after `windfire bench decoding`."""
-    named = {figure.name: figure for figure in report.figures}
-    tables = [build(named) for build in _DECODING.values()]
-    return [table.rich() for table in tables if table.rows]
-
-
 def render(name: str, folder: Path = FIGURES) -> str:
     """The Markdown of one table.
 
@@ -184,21 +174,51 @@ def render(name: str, folder: Path = FIGURES) -> str:
         DataError: no table has this name, or its figures hold nothing for it.
     """
     bench, _, rest = name.partition("-")
-    dataset, _, kind = rest.partition("-")
-    known = kind in _QUALITY if bench == "quality" else bench == "decoding" and rest in _DECODING
-    if not known:
-        raise DataError("no table has this name", field="table", value=name, remedy="see benchmarks/tables.py")
-    path = folder / f"{bench}.json"
-    if not path.exists():
-        return f"*Not measured yet: `windfire bench {bench} --json docs/figures/{bench}.json`.*\n"
-    report = Report.load(path)
-    figures = {figure.name: figure for figure in report.figures}
     if bench == "decoding":
-        return _DECODING[rest](figures).markdown()
-    table = _QUALITY[kind](dataset, figures, report.settings["methods"])
+        return _decoding_part(rest, folder)
+    dataset, _, kind = rest.partition("-")
+    if bench != "quality" or kind not in _QUALITY:
+        raise _no_table(name)
+    report = _report(folder, "quality.json")
+    if report is None:
+        return _unmeasured("quality", "quality.json")
+    table = _QUALITY[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
+    return _filled(table, name)
+
+
+def _decoding_part(rest: str, folder: Path) -> str:
+    """`engines` is a kind of the default part; every other word before the first dash is a part."""
+    from benchmarks import decoding_parts as parts  # its modules import this one
+
+    first, _, behind = rest.partition("-")
+    part, kind = (first, behind) if first in parts.PARTS else (parts.DEFAULT, rest)
+    tables = parts.load(part).TABLES
+    if kind not in tables:
+        raise _no_table(f"decoding-{rest}")
+    file = parts.figures_file(part)
+    report = _report(folder, file)
+    if report is None:
+        return _unmeasured("decoding" if part == parts.DEFAULT else f"decoding --part {part}", file)
+    return _filled(tables[kind]({figure.name: figure for figure in report.figures}), f"decoding-{rest}")
+
+
+def _report(folder: Path, file: str) -> Report | None:
+    path = folder / file
+    return Report.load(path) if path.exists() else None
+
+
+def _unmeasured(command: str, file: str) -> str:
+    return f"*Not measured yet: `windfire bench {command} --json docs/figures/{file}`.*\n"
+
+
+def _filled(table: Table, name: str) -> str:
     if not table.rows:
         raise DataError("the figures hold nothing for this table", field="table", value=name)
     return table.markdown()
+
+
+def _no_table(name: str) -> DataError:
+    return DataError("no table has this name", field="table", value=name, remedy="see benchmarks/tables.py")
 
 
 def rewritten(text: str, folder: Path = FIGURES) -> str:

@@ -78,26 +78,40 @@ def quality(
 @app.command("decoding")
 def decoding(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML instead of the part's own, benchmarks/decoding*.yaml.")
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures here; of several parts, those beside the default go to NAME_PART.json."),
     ] = None,
-    part: Annotated[list[str] | None, typer.Option(help="latency or verifier; repeatable. Default: latency.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="What to measure; repeatable. Default: latency.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of the part's own.")] = None,
+    work: Annotated[Path, typer.Option(help="Keeps prepared data, weights and finished sizes.")] = Path(
+        "build/decoding"
+    ),
 ) -> None:
-    """Time prefill, nezha, beam and flat per request, interleaved in one process; with --part, measure other parts.
-
-    The figures of another part than latency go beside those of the file that --json names: NAME_PART.json.
-    """
-    from benchmarks.decoding_parts import PARTS, chosen, target
-    from benchmarks.tables import decoding_overview
+    """Time decoders per request, and by --part their peers, speculation and the size where a dot product loses."""
+    from benchmarks.decoding_parts import DEFAULT, Request, figures_file, load
+    from recsys.errors import ConfigError, DataError
 
     console = _console()
-    for name in chosen(part or [], config):
-        report = PARTS[name](config, quick, _command_line(), partial(console.print, markup=False))
+    say = partial(console.print, markup=False)
+    names = part or [DEFAULT]
+    if config is not None and len(names) > 1:
+        raise ConfigError("a file of settings belongs to one part", field="config", value=str(config))
+    modules = {name: load(name) for name in names}
+    failed = False
+    for name, module in modules.items():
+        try:
+            report = module.measure(Request(quick, config, work, _command_line(), say))
+        except DataError as error:  # the other parts do not need what is missing
+            console.print(f"{name} was left out: {error}", style="red", markup=False)
+            failed = True
+            continue
         if json is not None:
-            report.save(target(json, name))
-        for table in decoding_overview(report):
-            console.print(table)
+            report.save(json if len(names) == 1 else json.with_name(figures_file(name, json.stem)))
+        figures = {figure.name: figure for figure in report.figures}
+        for build in module.TABLES.values():
+            console.print(build(figures).rich())
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command("import-model")

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks.decoding_methods import draw_codes
+from benchmarks.decoding_parts.verifier_settings import CONFIG, VerifierSettings
+from benchmarks.decoding_parts.verifier_tables import sets_table, structures_table
 from benchmarks.figures import Figure, Report, environment, now
 from recsys.backends import choose_engine
 from recsys.decoding import kernels
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from benchmarks.decoding_verifier_settings import VerifierSettings
+    from benchmarks.decoding_parts import Request
+    from benchmarks.tables import Table
     from recsys.decoding.verifier import Structure
 
     Items = npt.NDArray[np.int64]
 
+TABLES: Final[dict[str, Callable[[dict[str, Figure]], Table]]] = {"": structures_table, "sets": sets_table}
 STRUCTURES: Final[dict[str, Structure]] = {"set": "sorted_keys", "bitmap": "bitmap", "csr": "csr"}
 _DRAWS: Final = 1000  # of the bootstrap over rounds
 _ADDED_AT: Final = 3  # every third change adds items
@@ -66,11 +70,17 @@ class World:
     cpu: float
 
 
+def measure(request: Request) -> Report:
+    """See `bench`."""
+    settings = VerifierSettings.load(request.config or CONFIG, quick=request.quick)
+    return bench(settings, request.command, say=request.say)
+
+
 def bench(settings: VerifierSettings, command: str, *, say: Callable[[str], None]) -> Report:
     """Measure every catalogue and structure.
 
     Args:
-        settings: of decoding_verifier.yaml.
+        settings: of verifier.yaml.
         command: the command line that repeats this, for the report.
         say: told in one line what was done.
 

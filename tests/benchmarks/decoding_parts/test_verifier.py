@@ -1,4 +1,4 @@
-"""The verifier's benchmark on a toy, and the parts of the decoding benchmark."""
+"""The verifier's benchmark on a toy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.decoding_parts import chosen, target
-from benchmarks.decoding_verifier import _build, _timed, bytes_held
-from benchmarks.decoding_verifier_settings import CONFIG, VerifierSettings
+from benchmarks.decoding_parts.verifier import TABLES, _build, _timed, bytes_held
+from benchmarks.decoding_parts.verifier_settings import CONFIG, VerifierSettings
 from benchmarks.figures import Report
 from recsys.decoding.eligibility import RequestMask
 from recsys.decoding.head_beam import HeadBeam
@@ -48,10 +47,10 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_every_structure_has_its_figures(config: Path, tmp_path: Path) -> None:
-    command = ["decoding", "--part", "verifier", "--config", str(config), "--json", str(tmp_path / "decoding.json")]
+    command = ["decoding", "--part", "verifier", "--config", str(config), "--json", str(tmp_path / "v.json")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    report = Report.load(tmp_path / "decoding_verifier.json")
+    report = Report.load(tmp_path / "v.json")
     found = {figure.name: figure.value for figure in report.figures}
     of_structure = (
         "bytes_per_item", "build_s", "share", "mask_ms", "decode_ms", "plain_ms", "changes_per_s",
@@ -62,6 +61,9 @@ def test_every_structure_has_its_figures(config: Path, tmp_path: Path) -> None:
         *(f"decoding.verifier.{name}.items500.{what}" for name in ("set", "bitmap", "csr") for what in of_structure),
         *(f"decoding.verifier.items500.{what}" for what in of_sets),
     }
+    named = {figure.name: figure for figure in report.figures}
+    assert [row[0] for row in TABLES[""](named).rows] == ["500, set", "500, bitmap", "500, csr"]
+    assert [row[0] for row in TABLES["sets"](named).rows] == ["500"]
     assert all(value > 0 for value in found.values())
     assert all(found[f"decoding.verifier.{name}.items500.share"] < 1 for name in ("set", "bitmap", "csr"))
 
@@ -90,20 +92,6 @@ def test_time_in_masks_is_added_up_and_the_loops_are_left_as_they_were(config: P
         made = clock[0]
     assert 0 < made < clock[0]  # what hides children is added at the end
     assert (HeadBeam._chosen, RequestMask.keeps) == before
-
-
-def test_parts_are_chosen_by_name() -> None:
-    assert chosen([], None) == ["latency"]
-    assert chosen(["verifier", "latency", "verifier"], None) == ["verifier", "latency"]
-    assert target(Path("docs/decoding.json"), "latency") == Path("docs/decoding.json")
-    assert target(Path("docs/decoding.json"), "verifier") == Path("docs/decoding_verifier.json")
-
-
-@pytest.mark.parametrize(("names", "field"), [(["speed"], "part"), (["latency", "verifier"], "config")])
-def test_a_part_that_cannot_be_measured_is_named(names: list[str], field: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        chosen(names, CONFIG)
-    assert raised.value.field == field
 
 
 def test_the_committed_settings_are_valid() -> None:

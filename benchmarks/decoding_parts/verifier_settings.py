@@ -1,4 +1,4 @@
-"""decoding_verifier.yaml: which catalogues and changes the verifier's benchmark measures."""
+"""verifier.yaml: which catalogues and changes the verifier's benchmark measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from benchmarks.quality_settings import merged
 from recsys.errors import ConfigError
 
-CONFIG: Final = Path(__file__).with_name("decoding_verifier.yaml")
+CONFIG: Final = Path(__file__).with_name("verifier.yaml")
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
