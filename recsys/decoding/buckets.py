@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recsys.decoding.eligibility import RequestMask
     from recsys.decoding.trie import SidTrie
 
+_EVERY = np.empty(0, dtype=np.uint8)
 _NOTHING = Ranked(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 
@@ -55,6 +56,9 @@ class Buckets:
             k: items wanted.
         """
         leaves, scores, newcomers = found
+        if newcomers is None and mask.bounds is None and mask.added is None:
+            shared = _EVERY if mask.live.shared is None else mask.live.shared
+            return Ranked(*self._trie.first_items(leaves, scores, shared, mask.excluded, k))
         start = self._trie.starts(leaves)
         counts = self._trie.starts(leaves + 1) - start
         items = self._trie.leaf_item.take(ranges(start, counts))

@@ -47,7 +47,7 @@ def pad_histories(
         if len(history):
             _check(int(history.min()), int(history.max()), items)
             padded[row, : len(history)] = history
-    found, lengths = torch.from_numpy(padded), torch.tensor(sizes, dtype=torch.int64)
+    found, lengths = torch.from_numpy(padded), torch.from_numpy(np.array(sizes, dtype=np.int64))
     return (found, lengths) if device == _CPU else (found.to(device), lengths.to(device))
 
 

@@ -90,6 +90,19 @@ class SidTrie:
         """(m,) int64, where the items of leaves begin among the items by leaf; leaf n_L stands for the end."""
         return trie_kernels.starts(self.leaf_words, self.leaf_sample, leaves)
 
+    def first_items(
+        self,
+        leaves: Ints,
+        scores: npt.NDArray[np.floating],
+        shared: npt.NDArray[np.uint8],
+        excluded: Ints,
+        k: int,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.floating]]:
+        """See `trie_kernels.first_items`."""
+        return trie_kernels.first_items(
+            leaves, scores, self.leaf_item.data, self.leaf_words, self.leaf_sample, shared, excluded, k
+        )
+
     def leaves(self, items: Ints) -> Ints:
         """(m,) int64 leaf of each item."""
         return self.item_leaf.take(items)

@@ -62,6 +62,49 @@ def starts(words: Words, sample: Start, leaves: Ints) -> Ints:
 
 
 @compiled
+def first_items(
+    leaves: Ints,
+    scores: npt.NDArray[np.floating],
+    items: Bits,
+    words: Words,
+    sample: Start,
+    shared: Bits,
+    excluded: Ints,
+    k: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.floating]]:
+    """The first k items of leaves that may be shown, each with its leaf's score.
+
+    Args:
+        leaves: (m,) best first.
+        scores: (m,) of the leaves.
+        items: (I, w) items by leaf, packed.
+        words: see `SidTrie.leaf_words`.
+        sample: see `SidTrie.leaf_sample`.
+        shared: set of items that may be shown; the empty set stands for every item.
+        excluded: (e,) ascending items that may not.
+        k: at most so many.
+    """
+    found, values = np.empty(k, np.int32), np.empty(k, scores.dtype)
+    count = 0
+    for place, leaf in enumerate(leaves):
+        for at in range(_start(words, sample, leaf), _start(words, sample, leaf + 1)):
+            item = np.int64(0)
+            for byte in range(items.shape[1]):
+                item |= np.int64(items[at, byte]) << (8 * byte)
+            if len(shared) and not (shared[item >> 3] >> (item & 7)) & 1:
+                continue
+            if len(excluded):
+                near = np.searchsorted(excluded, item)
+                if near < len(excluded) and excluded[near] == item:
+                    continue
+            found[count], values[count] = item, scores[place]
+            count += 1
+            if count == k:
+                return found, values
+    return found[:count], values[:count]
+
+
+@compiled
 def parents(start: Start, nodes: Ints) -> Ints:
     """(m,) parent of each node; every parent has a child, so that `start` rises strictly."""
     found = np.empty(len(nodes), np.int64)
