@@ -18,6 +18,7 @@ PLACES = {
     "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
     "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg)",
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<structure>": "(set|bitmap|csr)",
+    "<family>": "(minionerec|openonerec|huggingface)", "<decoder>": "(nezha|beam|speculative)",
 }  # fmt: skip
 
 
