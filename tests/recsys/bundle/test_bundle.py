@@ -136,7 +136,8 @@ def test_the_decoder_of_a_bundle_answers(tiny_registry: Registry) -> None:
 def test_a_bundle_with_a_hugging_face_backbone_answers(
     tiny_registry: Registry, tiny_work: Path, tiny_run: Path, tmp_path: Path, decoder: str
 ) -> None:
-    changed = {"shape": "token", "backbone": "huggingface", "backbone_config": {"model_type": "llama"}}
+    llama = {"backbone": "huggingface", "backbone_config": {"model_type": "llama"}}
+    changed = {"shape": "token", "item_rows": False, **llama}
     run = edited(tiny_run, tmp_path / "run", set_json("model/config.json", **changed))
     data = PreparedData.load(tiny_work)
     model = build_model(
