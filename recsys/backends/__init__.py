@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from recsys.backends.half import HalfEngine
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ def choose_engine(name: str, config: RecommenderConfig) -> MakeEngine | None:
             "this engine runs the backbone `own` only", field="engine", value=name, remedy="choose the engine `torch`"
         )
     if name == "torch_bf16":
+        from recsys.backends.half import HalfEngine
+
         return HalfEngine
     try:
         from recsys.backends.onnx import OnnxEngine
