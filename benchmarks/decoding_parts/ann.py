@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 _PER_LIST: Final = 40  # vectors that a list's centre is fitted to
-_AT_ONCE: Final = 2**18  # vectors added together
+_AT_ONCE: Final = 2**16  # vectors added together
 
 
 @contextmanager

@@ -74,7 +74,12 @@ def crossing_table(figures: Named) -> Table:
     rows = []
     for beam in beams:
         found = figures.get(f"decoding.crossover.beam{beam}.items")
-        rows.append([f"nezha, beam {beam}", *(("-", "never turns") if found is None else (_round(found), found.note))])
+        rows.append(
+            [
+                f"nezha, beam {beam}",
+                *(("-", "not between the measured sizes") if found is None else (_round(found), found.note)),
+            ]
+        )
     return Table("cheaper than flat", ["", "from items", "where"], rows)
 
 
