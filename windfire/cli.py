@@ -18,6 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "offline": ("offline", "Run the Spark jobs: sequences, embeddings, semantic IDs, features."),
     "train": ("train", "Fit a model."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
+    "export-vllm": ("export_vllm", "Write a bundle's model as vLLM loads it."),
     "serve": ("serve", "Answer over HTTP."),
     "recommend": ("recommend", "Score a file of users in one go."),
     "evaluate": ("evaluate", "Measure a bundle on the held-out events."),
