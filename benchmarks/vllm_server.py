@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PYTHON: Final = ROOT / ".venv-vllm" / "bin" / "python"
 POOLING: Final = ("--runner", "pooling", "--skip-tokenizer-init")
-READY_WITHIN: Final = 300.0  # seconds; 25 on an idle machine
+READY_WITHIN: Final = 600.0  # seconds; 25 on an idle machine, 280 were seen on a loaded one
 _STOP_WITHIN: Final = 20.0
 _TAIL: Final = 4000  # characters of the log shown when a server does not start
 # Whose caches and settings must not reach vLLM: its environment has other versions.

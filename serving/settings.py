@@ -7,6 +7,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator
@@ -37,6 +38,16 @@ def _not_negative(value: timedelta) -> timedelta:
     return value
 
 
+def _server(value: str) -> str:
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+        raise ValueError("must be http://host:port or empty")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no user and no password")
+    _ = parts.port  # raises ValueError where it is no number
+    return value
+
+
 def _from_json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -46,6 +57,7 @@ def _from_json(value: Any) -> Any:
 
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
+ServerUrl = Annotated[str, AfterValidator(_server)]
 # Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
 Actions = Annotated[tuple[str, ...], MinLen(1), NoDecode, BeforeValidator(_from_json)]
 
@@ -65,6 +77,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Ge(0), Le(65535)] = 8080
     decoder: str = "auto"
     engine: EngineName = "auto"
+    vllm_url: ServerUrl = ""
+    vllm_timeout: Duration = timedelta(seconds=1)
     beam: Annotated[int, Ge(1), Le(4096)] = 50
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64

@@ -7,7 +7,6 @@ one per (last code, known or not) where the model reads nothing of an item but i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,47 +15,20 @@ from safetensors.torch import save_file
 
 from recsys.backends.huggingface import HuggingFaceBackbone
 from recsys.backends.vllm_format import ARCHITECTURE, IO_PROCESSOR, MANIFEST, ExportManifest, Vocabulary
+from recsys.backends.vllm_identity import export_id
 from recsys.errors import ConfigError
 from recsys.models.token import TokenRecommender
-from recsys.storage import sha256_parts, staged_directory, write_json_atomically
+from recsys.storage import staged_directory, write_json_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
 
+    from recsys.backends.vllm_identity import Origin
     from recsys.models import ItemFeatures, Recommender
 
 _AT_ONCE: Final = 2**16  # items
-_ID_LENGTH: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a model comes from.
-
-    Attributes:
-        model_version: names weights and configuration.
-        tokenizer_version: names codebooks and assignment.
-        bundle_version: None for a run that was not published.
-    """
-
-    model_version: str
-    tokenizer_version: str
-    bundle_version: str | None = None
-
-
-def export_id(origin: Origin, codes: npt.NDArray[np.integer], train_counts: npt.NDArray[np.integer]) -> str:
-    """Names all that an answer's item indices and their order depend on.
-
-    Args:
-        origin: of the model.
-        codes: (I, L) semantic IDs.
-        train_counts: (I,) training interactions: the order inside a bucket.
-    """
-    arrays = (np.ascontiguousarray(codes, np.int32), np.ascontiguousarray(train_counts, np.int64))
-    parts: list[str | bytes] = [origin.model_version, origin.tokenizer_version, *(array.tobytes() for array in arrays)]
-    return sha256_parts(parts)[:_ID_LENGTH]
 
 
 def export_vllm(model: Recommender, features: ItemFeatures, origin: Origin, out: Path) -> ExportManifest:

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from recsys.backends import choose_backbone
-from recsys.backends.vllm_export import Origin, export_id
 from recsys.backends.vllm_format import ExportManifest
+from recsys.backends.vllm_identity import Origin, export_id
 from recsys.bundle import Registry, publish_run
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError, WindfireError

@@ -10,7 +10,7 @@ import typer
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recsys.backends.vllm_export import Origin
+    from recsys.backends.vllm_identity import Origin
     from recsys.models import ItemFeatures, Recommender
 
 app = typer.Typer()
@@ -47,7 +47,7 @@ def command(
 
 
 def _from_registry(registry: Path, version: str | None) -> tuple[Recommender, ItemFeatures, Origin]:
-    from recsys.backends.vllm_export import Origin
+    from recsys.backends.vllm_identity import Origin
     from recsys.bundle import Registry
     from recsys.bundle.loading import load_model
     from recsys.models import ItemFeatures
@@ -61,7 +61,7 @@ def _from_registry(registry: Path, version: str | None) -> tuple[Recommender, It
 
 
 def _from_run(run: Path, work: Path) -> tuple[Recommender, ItemFeatures, Origin]:
-    from recsys.backends.vllm_export import Origin
+    from recsys.backends.vllm_identity import Origin
     from recsys.bundle.loading import load_model
     from recsys.bundle.writer import check_run, load_run_manifest, model_version_of
     from recsys.datasets.prepared import PreparedData

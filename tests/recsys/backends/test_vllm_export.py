@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from recsys.backends import choose_backbone
-from recsys.backends.vllm_export import Origin, export_id, export_vllm
+from recsys.backends.vllm_export import export_vllm
 from recsys.backends.vllm_format import ExportManifest
+from recsys.backends.vllm_identity import Origin, export_id
 from recsys.decoding.histories import pad_histories
 from recsys.errors import ConfigError
 from recsys.models import ItemFeatures, Recommender, RecommenderConfig, TokenRecommender, build_model
