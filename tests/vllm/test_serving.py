@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 QUESTIONS: list[dict[str, Any]] = [
     {"history": ["item-09", "item-10", "item-11"], "n": 20},
     {"history": [f"item-{n:02d}" for n in range(40)], "n": 8, "exclude_seen": False},
-    {"history": ["item-30"], "n": 30, "filters": {"brand": ["Brand 1", "Brand 3"], "deny": ["item-01", "item-05"]}},
+    {"history": ["item-30"], "n": 30, "filters": {"brands": ["Brand 1", "Brand 3"], "deny": ["item-01", "item-05"]}},
 ]
 
 
