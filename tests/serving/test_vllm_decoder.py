@@ -20,7 +20,7 @@ from recsys.bundle import Bundle, load_decoder
 from recsys.decoding.decoder import Decoder
 from recsys.decoding.eligibility import Eligibility
 from recsys.decoding.log_prior import LogPrior
-from recsys.errors import ConfigError, InputError, UnavailableError, VersionMismatchError
+from recsys.errors import ConfigError, InputError, UnavailableError
 from serving.app import create_app
 from serving.settings import Settings
 from serving.vllm_decoder import VllmDecoder
@@ -195,7 +195,7 @@ def of_data(**changes: Any) -> Callable[[FakeVllm, dict[str, Any]], Reply]:
         (lambda fake, data: (200, b"{"), UnavailableError),
         (lambda fake, data: (200, {"answer": 1}), UnavailableError),
         (lambda fake, data: (400, {"error": {"message": "bad", "param": "history"}}), InputError),
-        (lambda fake, data: fake.answer(data | {"export_id": "another"}), VersionMismatchError),
+        (lambda fake, data: fake.answer(data | {"export_id": "another"}), UnavailableError),
         (of_data(export_id="another"), UnavailableError),
         (of_data(items=[48], scores=[0.0]), UnavailableError),
         (of_data(items=[-1], scores=[0.0]), UnavailableError),
