@@ -25,7 +25,7 @@ from serving.app import create_app
 from serving.settings import Settings
 from serving.vllm_decoder import VllmDecoder
 
-SECOND = timedelta(seconds=5)
+LONG = timedelta(seconds=60)  # the first answer may wait for a compiler
 HISTORIES = [np.array([9, 10, 11]), np.array([], dtype=np.int64), np.arange(20) % 48, np.array([40])]
 Reply = tuple[int, Any]
 
@@ -90,7 +90,7 @@ def local(served_bundle: Bundle) -> Decoder:
 
 @pytest.fixture
 def fake(served_bundle: Bundle, local: Decoder) -> Iterator[FakeVllm]:
-    identity = VllmDecoder.of(served_bundle, "http://127.0.0.1:1", timeout=SECOND).export_id
+    identity = VllmDecoder.of(served_bundle, "http://127.0.0.1:1", timeout=LONG).export_id
     server = FakeVllm(local, len(served_bundle.codes), identity)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -102,7 +102,7 @@ def fake(served_bundle: Bundle, local: Decoder) -> Iterator[FakeVllm]:
 
 @pytest.fixture
 def remote(served_bundle: Bundle, fake: FakeVllm) -> Iterator[VllmDecoder]:
-    decoder = VllmDecoder.of(served_bundle, fake.url, timeout=SECOND)
+    decoder = VllmDecoder.of(served_bundle, fake.url, timeout=LONG)
     yield decoder
     decoder.close()
 
@@ -166,7 +166,7 @@ def test_a_slow_server_is_left_at_the_timeout(served_bundle: Bundle, fake: FakeV
     released.set()
     fake.reply = fake.answer
     assert not decoder.idle  # what comes late is nobody's answer
-    patient = VllmDecoder.of(served_bundle, fake.url, timeout=SECOND)
+    patient = VllmDecoder.of(served_bundle, fake.url, timeout=LONG)
     assert len(decode(patient).ranked) == len(HISTORIES)
     patient.close()
 
@@ -176,7 +176,7 @@ def test_a_server_that_is_not_there_is_unavailable(served_bundle: Bundle) -> Non
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         with pytest.raises(UnavailableError, match="cannot be asked"):
-            decode(VllmDecoder.of(served_bundle, url, timeout=SECOND))
+            decode(VllmDecoder.of(served_bundle, url, timeout=LONG))
 
 
 def of_data(**changes: Any) -> Callable[[FakeVllm, dict[str, Any]], Reply]:
@@ -223,14 +223,14 @@ def test_what_cannot_be_asked_is_refused(remote: VllmDecoder, served_bundle: Bun
     with pytest.raises(ConfigError, match="log-prior"):
         decode(remote, log_prior=LogPrior(served_bundle.trie, np.zeros(48)))
     with pytest.raises(ConfigError, match="decoder"):
-        VllmDecoder.of(served_bundle, "http://127.0.0.1:1", timeout=SECOND, decoder="beam")
+        VllmDecoder.of(served_bundle, "http://127.0.0.1:1", timeout=LONG, decoder="beam")
 
 
 def test_the_service_answers_through_vllm(server_settings: Settings, fake: FakeVllm) -> None:
     question = {"history": ["item-09", "item-10"], "n": 8}
     with TestClient(create_app(server_settings)) as client:
         expected = client.post("/v1/recommend", json=question).json()
-    through = server_settings.model_copy(update={"vllm_url": fake.url})
+    through = server_settings.model_copy(update={"vllm_url": fake.url, "vllm_timeout": LONG})
     with TestClient(create_app(through)) as client:
         before = fake.connections
         found = client.post("/v1/recommend", json=question)
@@ -249,7 +249,9 @@ def test_the_service_answers_through_vllm(server_settings: Settings, fake: FakeV
 
 def test_a_bundle_that_vllm_does_not_run_is_not_served(server_settings: Settings, fake: FakeVllm) -> None:
     fake.export_id = "another"
-    with TestClient(create_app(server_settings.model_copy(update={"vllm_url": fake.url}))) as client:
+    with TestClient(
+        create_app(server_settings.model_copy(update={"vllm_url": fake.url, "vllm_timeout": LONG}))
+    ) as client:
         ready = client.get("/readyz")
     assert ready.status_code == 503
     assert "vLLM runs another model than the bundle" in ready.text
