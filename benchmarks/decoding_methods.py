@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +38,23 @@ _TEXT: Final = 384  # width of the packaged text encoder
 _COLLABORATIVE: Final = 128
 
 
-def catalogue(settings: DecodingSettings, rng: np.random.Generator) -> npt.NDArray[np.int32]:
+class Skewed(Protocol):
+    """How a catalogue is drawn; see `DecodingSettings`."""
+
+    @property
+    def items(self) -> int:
+        """I."""
+
+    @property
+    def codebooks(self) -> list[int]:
+        """T_1..T_L."""
+
+    @property
+    def skew(self) -> list[float]:
+        """Per level the exponent of the code frequencies."""
+
+
+def catalogue(settings: Skewed, rng: np.random.Generator) -> npt.NDArray[np.int32]:
     """(I, L) semantic IDs; see `draw_codes`."""
     return draw_codes(settings.items, settings.codebooks, settings.skew, rng)
 

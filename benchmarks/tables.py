@@ -2,7 +2,7 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`.
 """
 
 from __future__ import annotations
@@ -147,6 +147,28 @@ def _decoding(found: Sequence[tuple[str, str, str]], figures: Named, title: str)
     return Table(title, ["backbone", *names], rows)
 
 
+def vllm_table(figures: Named) -> Table:
+    """NEZHA inside vLLM beside vLLM's own beam search."""
+    columns = {
+        "own engine, ms": "nezha.ms", "plug-in, ms": "vllm_nezha.ms", "vLLM's beam, ms": "vllm_beam.ms",
+        "beam / plug-in": "vllm_beam.over_vllm_nezha", "plug-in invalid": "vllm_nezha.invalid",
+        "beam invalid, unconstrained": "vllm_beam.invalid", "same items as own": "vllm_nezha.same_items",
+        "largest score difference": "vllm_nezha.score_difference",
+    }  # fmt: skip
+    pattern = re.compile(r"decoding\.vllm\.beam(\d+)\.nezha\.ms")
+    widths = [match[1] for name in figures if (match := pattern.fullmatch(name))]
+    rows = [
+        [width, *(f"{figures[f'decoding.vllm.beam{width}.{metric}'].value:.3g}" for metric in columns.values())]
+        for width in widths
+    ]
+    return Table("one request, on the CPU", ["width", *columns], rows)
+
+
+def vllm_overview(report: Report) -> RichTable:
+    """The table that a terminal shows after `windfire bench vllm`."""
+    return vllm_table({figure.name: figure for figure in report.figures}).rich()
+
+
 _QUALITY: Final[dict[str, Callable[[str, Named, Mapping[str, Any]], Table]]] = {
     "": quality_table,
     "lists": lists_table,
@@ -174,6 +196,13 @@ def render(name: str, folder: Path = FIGURES) -> str:
         DataError: no table has this name, or its figures hold nothing for it.
     """
     bench, _, rest = name.partition("-")
+    if name == "vllm":
+        report = _report(folder, "vllm.json")
+        return (
+            _unmeasured("vllm", "vllm.json")
+            if report is None
+            else _filled(vllm_table({figure.name: figure for figure in report.figures}), name)
+        )
     if bench == "decoding":
         return _decoding_part(rest, folder)
     dataset, _, kind = rest.partition("-")

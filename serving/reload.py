@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -12,12 +13,14 @@ from recsys.bundle.loading import load_decoder
 from recsys.bundle.registry import Registry
 from serving.engine import EngineRequest
 from serving.stages import BundleRecommender
+from serving.vllm_decoder import VllmDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
     from pathlib import Path
 
+    from recsys.decoding.decoder import Decoder
     from serving.engine import InProcessEngine
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
@@ -27,7 +30,15 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 def load_recommender(
-    registry: Registry, version: str, *, decoder: str, engine: str, beam: int, markers: Path
+    registry: Registry,
+    version: str,
+    *,
+    decoder: str,
+    engine: str,
+    beam: int,
+    markers: Path,
+    vllm_url: str = "",
+    vllm_timeout: timedelta = timedelta(seconds=1),
 ) -> BundleRecommender:
     """Verify and load a bundle, and let it answer once.
 
@@ -38,12 +49,18 @@ def load_recommender(
         engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
         markers: directory that remembers which files were verified on this host.
+        vllm_url: a vLLM server that runs the bundle's model; empty for none.
+        vllm_timeout: of its answers.
 
     Raises:
         WindfireError: the bundle is missing, corrupt or cannot answer.
     """
     bundle = registry.open(version, markers=markers)
-    chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
+    chosen: Decoder
+    if vllm_url:
+        chosen = VllmDecoder.of(bundle, vllm_url, timeout=vllm_timeout, decoder=decoder)
+    else:
+        chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     recommender = BundleRecommender(bundle, chosen, beam=beam)
     history = bundle.catalog.index.ids(bundle.popular(None)[:3])
     recommender.recommend([EngineRequest(history=history, n=10, time=time.time_ns() // 1_000)])
@@ -120,6 +137,8 @@ class BundleWatcher:
             engine=settings.engine,
             beam=settings.beam,
             markers=settings.state / "verified",
+            vllm_url=settings.vllm_url,
+            vllm_timeout=settings.vllm_timeout,
         )
         before = self._engine.versions
         self._engine.swap(recommender)

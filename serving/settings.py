@@ -7,6 +7,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, ValidationError
@@ -38,6 +39,16 @@ def _not_negative(value: timedelta) -> timedelta:
     return value
 
 
+def _server(value: str) -> str:
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+        raise ValueError("must be http://host:port or empty")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no user and no password")
+    _ = parts.port  # raises ValueError where it is no number
+    return value
+
+
 def _from_json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -52,6 +63,7 @@ def _none_if_empty(value: Any) -> Any:
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
 PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+ServerUrl = Annotated[str, AfterValidator(_server)]
 # Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
 Actions = Annotated[tuple[str, ...], MinLen(1), NoDecode, BeforeValidator(_from_json)]
 
@@ -72,6 +84,8 @@ class Settings(BaseSettings):
     decoder: str = "auto"
     engine: EngineName = "auto"
     engine_socket: PathOrNone = None
+    vllm_url: ServerUrl = ""
+    vllm_timeout: Duration = timedelta(seconds=1)
     beam: Annotated[int, Ge(1), Le(4096)] = 50
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64

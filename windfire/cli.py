@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "import-model": ("import_model", "Bring in a generator that was trained elsewhere."),
     "train": ("train", "Fit a model."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
+    "export-vllm": ("export_vllm", "Write a bundle's model as vLLM loads it."),
     "serve": ("serve", "Answer over HTTP."),
     "engine": ("engine", "Decode for one or several servers, in a process of its own."),
     "recommend": ("recommend", "Score a file of users in one go."),

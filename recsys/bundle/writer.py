@@ -66,7 +66,7 @@ def publish_run(
         VersionMismatchError: the run was trained with another tokenizer or on another catalog.
     """
     run_manifest = load_run_manifest(run)
-    model_version = sha256_parts([sha256_file(run / "model" / name) for name in model_files(run)])[:12]
+    model_version = model_version_of(run)
 
     def write(directory: Path) -> BundleManifest:
         data = PreparedData.load(work)
@@ -89,6 +89,11 @@ def publish_run(
         )
 
     return registry.publish(f"{created:%Y%m%dT%H%M%S.%fZ}-{model_version}", write, make_current=make_current)
+
+
+def model_version_of(run: Path) -> str:
+    """The name of a run's weights and configuration, derived from their bytes."""
+    return sha256_parts([sha256_file(run / "model" / name) for name in model_files(run)])[:12]
 
 
 def load_run_manifest(run: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from recsys.decoding.decoder import Ranked
     from recsys.decoding.eligibility import Eligibility, RequestMask
     from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.trie import SidTrie
@@ -56,71 +57,65 @@ class SelfDrafting(Protocol):
         """Histories (B, n) padded with -1, lengths (B,) -> (B, L + 1, H)."""
 
 
-class NezhaDecoder:
-    """Self-drafted decoding; one forward per batch.
+class HeadRanker:
+    """From hidden states to ranked items: the beam over the head, buckets, widening. It has no backbone.
 
-    The head's weights are copied on construction: make a new decoder after the model has been trained further.
+    The head's weights are copied on construction: make a new one after the model has been trained further.
 
     Args:
-        model: in evaluation mode.
+        head: the draft head.
         trie: of the tokenizer the model was trained with.
+        whole_codebook: of the model's configuration.
         prior: (I,) order of preference among items that share a semantic ID; None means item index.
         batched: search a batch at once in torch; the default does so everywhere but on the CPU, where one request
             after the other in NumPy is faster.
+        structure: that holds the children; the answers are the same.
 
     Raises:
-        DataError: the model's codebooks and the trie's differ.
+        DataError: the head's codebooks and the trie's differ.
     """
-
-    name = "nezha"
 
     def __init__(
         self,
-        model: SelfDrafting,
+        head: DraftHead,
         trie: SidTrie,
         *,
+        whole_codebook: bool = False,
         prior: npt.NDArray[np.number] | None = None,
         batched: bool | None = None,
         structure: Structure = "csr",
     ) -> None:
-        self._model = model
-        self._device = next(model.head.parameters()).device
-        self._items = model.config.num_items
-        self._limit = model.config.max_history
+        self._head = head
+        self.device = next(head.parameters()).device
         self._widest = max(trie.nodes(depth) for depth in range(1, trie.levels + 1))
         self._buckets = Buckets(trie, prior)
         self._index = EligibilityIndex(trie)
-        whole = model.config.whole_codebook
-        self._numpy = HeadBeam(HeadWeights.of(model.head), trie, whole_codebook=whole, structure=structure)
-        in_torch = self._device.type != "cpu" if batched is None else batched
-        self._padded = PaddedTrie(trie, self._device, whole_codebook=whole) if in_torch else None
-        self._node_rows = node_rows(model.head, trie) if in_torch else []
+        self._numpy = HeadBeam(HeadWeights.of(head), trie, whole_codebook=whole_codebook, structure=structure)
+        in_torch = self.device.type != "cpu" if batched is None else batched
+        self._padded = PaddedTrie(trie, self.device, whole_codebook=whole_codebook) if in_torch else None
+        self._node_rows = node_rows(head, trie) if in_torch else []
 
-    @torch.inference_mode()
-    def decode(
-        self,
-        histories: Sequence[npt.NDArray[np.integer]],
-        *,
-        k: int,
-        beam: int,
-        eligibility: Eligibility,
-        log_prior: LogPrior | None = None,
-    ) -> DecodeResult:
-        """See `Decoder.decode`."""
-        check_request(k, beam)
-        masks = self._index.masks(eligibility, len(histories), log_prior)
-        items, lengths = pad_histories(histories, items=self._items, limit=self._limit, device=self._device)
-        hidden = self._model.encode(items, lengths)  # (B, L + 1, H)
-        ranked, widened = fill(
-            self._searcher(hidden, masks, k),
-            self._buckets,
-            masks,
-            k=k,
-            beam=min(beam, self._widest),
-            widest=self._widest,
-        )
-        read = self._model.positions(counts(histories, self._limit), placeholders=True)
-        return DecodeResult(ranked, Spent(1, read, widened))
+    def masks(self, eligibility: Eligibility, requests: int, log_prior: LogPrior | None = None) -> list[RequestMask]:
+        """See `EligibilityIndex.masks`."""
+        return self._index.masks(eligibility, requests, log_prior)
+
+    def rank(self, hidden: Tensor, masks: Sequence[RequestMask], *, k: int, beam: int) -> tuple[list[Ranked], int]:
+        """Rank items behind each row of states.
+
+        Args:
+            hidden: (B, L + 1, H) hidden states h_0..h_L.
+            masks: what each row may show.
+            k: items wanted per row.
+            beam: prefixes kept per level.
+
+        Returns:
+            One answer per row, and how many searches had to be repeated with a wider beam.
+
+        Raises:
+            DataError: the states are not finite.
+        """
+        search = self._searcher(hidden, masks, k)
+        return fill(search, self._buckets, masks, k=k, beam=min(beam, self._widest), widest=self._widest)
 
     def _searcher(
         self, hidden: Tensor, masks: Sequence[RequestMask], k: int
@@ -129,7 +124,7 @@ class NezhaDecoder:
         if padded is not None:
             check_finite(hidden)
             return lambda rows, width: beam_over_head(
-                self._model.head,
+                self._head,
                 padded,
                 hidden[rows],
                 width=width,
@@ -149,6 +144,62 @@ class NezhaDecoder:
             return Found(*found, newcomers)
 
         return lambda rows, width: [search(row, width) for row in rows]
+
+
+class NezhaDecoder:
+    """Self-drafted decoding; one forward per batch.
+
+    The head's weights are copied on construction: make a new decoder after the model has been trained further.
+
+    Args:
+        model: in evaluation mode.
+        trie: of the tokenizer the model was trained with.
+        prior: (I,) order of preference among items that share a semantic ID; None means item index.
+        batched: see `HeadRanker`.
+        structure: see `HeadRanker`.
+
+    Raises:
+        DataError: the model's codebooks and the trie's differ.
+    """
+
+    name = "nezha"
+
+    def __init__(
+        self,
+        model: SelfDrafting,
+        trie: SidTrie,
+        *,
+        prior: npt.NDArray[np.number] | None = None,
+        batched: bool | None = None,
+        structure: Structure = "csr",
+    ) -> None:
+        self._model = model
+        self._items = model.config.num_items
+        self._limit = model.config.max_history
+        whole = model.config.whole_codebook
+        self._ranker = HeadRanker(
+            model.head, trie, whole_codebook=whole, prior=prior, batched=batched, structure=structure
+        )
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        histories: Sequence[npt.NDArray[np.integer]],
+        *,
+        k: int,
+        beam: int,
+        eligibility: Eligibility,
+        log_prior: LogPrior | None = None,
+    ) -> DecodeResult:
+        """See `Decoder.decode`."""
+        check_request(k, beam)
+        ranker = self._ranker
+        masks = ranker.masks(eligibility, len(histories), log_prior)
+        items, lengths = pad_histories(histories, items=self._items, limit=self._limit, device=ranker.device)
+        hidden = self._model.encode(items, lengths)  # (B, L + 1, H)
+        ranked, widened = ranker.rank(hidden, masks, k=k, beam=beam)
+        read = self._model.positions(counts(histories, self._limit), placeholders=True)
+        return DecodeResult(ranked, Spent(1, read, widened))
 
 
 def beam_over_head(

