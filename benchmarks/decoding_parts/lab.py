@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -135,7 +135,8 @@ def open_lab(
         )
         out = work / "runs" / f"{name}-{key[:12]}"
         manifest = train(data, chosen, out, seed=settings.seed)
-        model = load_model(out / "model", item_features(data, chosen), data.codebook_sizes)
+        loaded = load_model(out / "model", item_features(data, chosen), data.codebook_sizes)
+        model = cast("Recommender", loaded)  # trained above, not imported
         model.freeze()
         models[name], steps[name], seconds[name] = model, manifest["steps"], manifest["cpu_seconds"]
         say(

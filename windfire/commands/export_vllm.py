@@ -11,7 +11,7 @@ from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
     from recsys.backends.vllm_identity import Origin
-    from recsys.models import ItemFeatures, Recommender
+    from recsys.models import AnyRecommender, ItemFeatures, Recommender
 
 app = typer.Typer()
 
@@ -57,7 +57,7 @@ def _from_registry(registry: Path, version: str | None) -> tuple[Recommender, It
     features = ItemFeatures(bundle.codes, bundle.text, bundle.collaborative, bundle.train_counts)
     manifest = bundle.manifest
     origin = Origin(manifest.model_version, manifest.tokenizer_version, manifest.version)
-    return load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes), features, origin
+    return _own(load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)), features, origin
 
 
 def _from_run(run: Path, work: Path) -> tuple[Recommender, ItemFeatures, Origin]:
@@ -71,4 +71,17 @@ def _from_run(run: Path, work: Path) -> tuple[Recommender, ItemFeatures, Origin]
     check_run(run, load_run_manifest(run), data)
     features = ItemFeatures(data.codes, data.text, data.collaborative, data.train_counts)
     origin = Origin(model_version_of(run), data.tokenizer_version)
-    return load_model(run / "model", features, data.codebook_sizes), features, origin
+    return _own(load_model(run / "model", features, data.codebook_sizes)), features, origin
+
+
+def _own(model: AnyRecommender) -> Recommender:
+    from recsys.models import PromptedRecommender
+
+    if isinstance(model, PromptedRecommender):
+        raise ConfigError(
+            "a model that was imported runs behind its own prompt, which the plug-in does not write",
+            field="model",
+            value="imported",
+            remedy="serve it by `windfire serve`",
+        )
+    return model
