@@ -21,7 +21,7 @@ import yaml
 from benchmarks.figures import ROOT, Figure, Report, environment, now
 from benchmarks.measure import CommandError, run_measured
 from benchmarks.quality_figures import ArmResult, advice, dataset_figures
-from benchmarks.quality_settings import merged
+from benchmarks.settings_file import merged
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.evaluation.answers import VIEWS, Answered

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from benchmarks.settings_file import merged
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,15 +126,6 @@ class QualitySettings(_Strict):
     def seeds_of(self, dataset: str, method: str) -> list[int]:
         """The seeds of one row."""
         return self.methods[method].seeds or self.datasets[dataset].seeds or self.seeds
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid upon it; mappings are merged, all else is replaced."""
-    result = dict(base)
-    for key, value in over.items():
-        known = result.get(key)
-        result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return result
 
 
 def _inherited(methods: Mapping[str, Any], name: str) -> dict[str, Any]:

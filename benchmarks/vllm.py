@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import numpy as np
 import orjson
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.decoding_settings import Positive
 from benchmarks.figures import Figure, Report, environment, now
-from benchmarks.quality_settings import merged
+from benchmarks.settings_file import load_settings
 from benchmarks.vllm_models import Walks, export_language_model, train
 from benchmarks.vllm_server import POOLING, require_environment, vllm_server
 from recsys.backends.vllm_export import export_vllm
@@ -26,7 +25,7 @@ from recsys.backends.vllm_identity import Origin
 from recsys.decoding.decoder import Ranked
 from recsys.decoding.eligibility import Eligibility
 from recsys.decoding.nezha import NezhaDecoder
-from recsys.errors import ConfigError, UnavailableError
+from recsys.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,16 +89,7 @@ class VllmSettings(BaseModel):
         Raises:
             ConfigError: not YAML, or a field that is unknown or out of range.
         """
-        try:
-            value: dict[str, Any] = yaml.safe_load(path.read_text())
-            over = value.pop("quick", {})
-            return cls.model_validate(merged(value, over) if quick else value)
-        except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise ConfigError(f"not a benchmark's YAML file: {error!r}", field="config", value=str(path)) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"benchmark setting: {first['msg']}", field=name, value=first.get("input")) from error
+        return load_settings(cls, path, quick=quick)
 
 
 class Measured:

@@ -22,9 +22,10 @@ from benchmarks.decoding_methods import draw_codes
 from benchmarks.decoding_parts.ann import BUILDERS, faiss_threads, index_bytes
 from benchmarks.decoding_parts.crossover_tables import crossing, crossing_table, memory_table, times_table
 from benchmarks.decoding_parts.peers import prefill, whole
-from benchmarks.decoding_parts.settings import FOLDER, CrossoverSettings, load_settings
+from benchmarks.decoding_parts.settings import FOLDER, CrossoverSettings
 from benchmarks.decoding_parts.timing import middle, take_turns
 from benchmarks.figures import Figure, Report, environment, now
+from benchmarks.settings_file import load_settings
 from recsys.decoding.nezha import NezhaDecoder
 from recsys.decoding.segments import Segments
 from recsys.decoding.trie import SidTrie

@@ -14,7 +14,8 @@ import torch
 from benchmarks.figures import ROOT
 from benchmarks.quality import Quality
 from benchmarks.quality_arms import Cases
-from benchmarks.quality_settings import QualitySettings, merged
+from benchmarks.quality_settings import QualitySettings
+from benchmarks.settings_file import merged
 from recsys.backends import choose_backbone
 from recsys.bundle.loading import load_model
 from recsys.datasets.prepared import PreparedData

@@ -24,9 +24,10 @@ from benchmarks.decoding_parts.hf_generate import HfGenerateDecoder
 from benchmarks.decoding_parts.lab import Lab, open_lab, prepare, untrained
 from benchmarks.decoding_parts.peers_quality import quality_figures
 from benchmarks.decoding_parts.peers_tables import goodput_table, quality_table, throughput_table, times_table
-from benchmarks.decoding_parts.settings import FOLDER, PeersSettings, load_settings
+from benchmarks.decoding_parts.settings import FOLDER, PeersSettings
 from benchmarks.decoding_parts.timing import middle, percentiles, ratio, take_turns
 from benchmarks.figures import Figure, Report, environment, now
+from benchmarks.settings_file import load_settings
 from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.eligibility import Eligibility
 from recsys.decoding.flat import FlatDecoder

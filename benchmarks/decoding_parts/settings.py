@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from benchmarks.quality_settings import merged
-from recsys.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field
 
 FOLDER: Final = Path(__file__).parent
 Positive = Annotated[int, Field(ge=1)]
@@ -149,21 +145,3 @@ class CrossoverSettings(Strict):
     rounds: Positive
     updates: Positive
     ann: AnnSettings
-
-
-def load_settings(kind: type[Settings], path: Path, *, quick: bool) -> Settings:
-    """Read a part's YAML file; with `quick` its section of that name is laid over the rest.
-
-    Raises:
-        ConfigError: not YAML, or a field that is unknown or out of range.
-    """
-    try:
-        value: dict[str, Any] = yaml.safe_load(path.read_text())
-        over = value.pop("quick", {})
-        return kind.model_validate(merged(value, over) if quick else value)
-    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-        raise ConfigError(f"not a benchmark's YAML file: {error!r}", field="config", value=str(path)) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"benchmark setting: {first['msg']}", field=name, value=first.get("input")) from error

@@ -15,9 +15,10 @@ import torch
 from benchmarks.decoding_parts.lab import MODELS, Lab, open_lab, prepare
 from benchmarks.decoding_parts.peers import CONFIG, prefill, whole
 from benchmarks.decoding_parts.peers_tables import cell, stems
-from benchmarks.decoding_parts.settings import PeersSettings, load_settings
+from benchmarks.decoding_parts.settings import PeersSettings
 from benchmarks.decoding_parts.timing import middle, ratio, take_turns
 from benchmarks.figures import Figure, Report, environment, now
+from benchmarks.settings_file import load_settings
 from benchmarks.tables import Table
 from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.eligibility import Eligibility

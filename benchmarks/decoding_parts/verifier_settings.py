@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.quality_settings import merged
-from recsys.errors import ConfigError
+from benchmarks.settings_file import load_settings
 
 CONFIG: Final = Path(__file__).with_name("verifier.yaml")
 Positive = Annotated[int, Field(ge=1)]
@@ -78,13 +76,4 @@ class VerifierSettings(_Strict):
         Raises:
             ConfigError: not YAML, or a field that is unknown or out of range.
         """
-        try:
-            value: dict[str, Any] = yaml.safe_load(path.read_text())
-            over = value.pop("quick", {})
-            return cls.model_validate(merged(value, over) if quick else value)
-        except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise ConfigError(f"not a benchmark's YAML file: {error!r}", field="config", value=str(path)) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"benchmark setting: {first['msg']}", field=name, value=first.get("input")) from error
+        return load_settings(cls, path, quick=quick)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from recsys.decoding import kernels
+from recsys.decoding import cell_kernels
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -58,14 +58,14 @@ class HeadCell:
             return state.take(parents, axis=0).take(at, axis=0)
         few, rnn = len(parents) <= FEW, self.transition == "rnn"
         if few and rnn:
-            return kernels.few_rnn(state, parents, self._recurrent, at, self._given, codes)
+            return cell_kernels.few_rnn(state, parents, self._recurrent, at, self._given, codes)
         if few:
-            return kernels.few_gru(state, parents, self._recurrent, at, self._given, self._bias, codes)
+            return cell_kernels.few_gru(state, parents, self._recurrent, at, self._given, self._bias, codes)
         source = state if len(parents) == len(state) else state.take(parents, axis=0)  # (P, H)
         products = product(source, torch.from_numpy(self._recurrent))  # (P, G)
         if rnn:
-            return kernels.rnn(products, at, self._given, codes)
-        return kernels.gru(state, parents, products, at, self._given, self._bias, codes)
+            return cell_kernels.rnn(products, at, self._given, codes)
+        return cell_kernels.gru(state, parents, products, at, self._given, self._bias, codes)
 
 
 def product(left: Floats, right: torch.Tensor) -> Floats:

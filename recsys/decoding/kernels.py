@@ -43,7 +43,8 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _STEPS: Final = 1_024
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
+    """Compile at the first call, without the interpreter's lock while it runs; kept on the disk."""
     return cast("_Function", numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=set(_FAST))(function))
 
 
@@ -68,13 +69,7 @@ def _power(x: Any) -> Any:
     return single if x == types.float32 else double
 
 
-@_compiled
-def _tanh(x: Any) -> Any:
-    one = type(x)(1)
-    return (one + one) / (one + power(-(x + x))) - one
-
-
-@_compiled
+@compiled
 def csr_rows(start: npt.NDArray[np.integer], code: npt.NDArray[np.integer], nodes: Ints) -> tuple[Ints, Ints, Ints]:
     """Children of (M,) nodes, node r's being start[r]..start[r + 1] - 1: (M,) degree, (C,) child, (C,) code."""
     degree = np.empty(len(nodes), np.int64)
@@ -91,7 +86,7 @@ def csr_rows(start: npt.NDArray[np.integer], code: npt.NDArray[np.integer], node
     return degree, child, codes
 
 
-@_compiled
+@compiled
 def gathered(dense: Floats, degree: Ints, codes: Ints, opened: Bools) -> Floats:
     """(C,) logits of the children, from all logits (M', T); 0 in rows not open."""
     values = np.zeros(len(codes), dense.dtype)
@@ -105,7 +100,7 @@ def gathered(dense: Floats, degree: Ints, codes: Ints, opened: Bools) -> Floats:
     return values
 
 
-@_compiled
+@compiled
 def dotted(
     state: Floats, hidden: Floats, weight: Floats, shared: Floats, degree: Ints, rows: Ints, opened: Bools
 ) -> Floats:
@@ -145,7 +140,7 @@ def dotted(
     return values
 
 
-@_compiled
+@compiled
 def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Bits, dead: Ints) -> None:
     """Turn (C,) logits into totals in place: the beam's score plus log-softmax over its row; minus infinity if hidden.
 
@@ -184,7 +179,7 @@ def add_up(values: Floats, degree: Ints, scores: Floats, child: Ints, alive: Bit
     hide(values, child, alive, dead)
 
 
-@_compiled
+@compiled
 def hide(values: Floats, child: Ints, alive: Bits, dead: Ints) -> None:
     """Minus infinity for children that are not alive (a bit per node; (0,) = all are) or in `dead` (ascending)."""
     if len(alive):
@@ -200,7 +195,7 @@ def hide(values: Floats, child: Ints, alive: Bits, dead: Ints) -> None:
                 values[place] = -np.inf
 
 
-@_compiled
+@compiled
 def threshold(values: Floats, width: int) -> float:
     """The width-th largest of (C,) values, minus infinity where there are no more than `width`.
 
@@ -241,7 +236,7 @@ def threshold(values: Floats, width: int) -> float:
     return float(within[found - (width - before)])
 
 
-@_compiled
+@compiled
 def choose(
     values: Floats,
     scores: Floats,
@@ -272,7 +267,7 @@ def choose(
     return pick(values, width, degree, child, codes, opened, opens)
 
 
-@_compiled
+@compiled
 def extend(
     state: Floats,
     hidden: Floats,
@@ -293,7 +288,7 @@ def extend(
     return choose(values, scores, rows, opened, shown, prior, width, opens)
 
 
-@_compiled
+@compiled
 def pick(
     values: Floats, width: int, degree: Ints, child: Ints, codes: Ints, opened: Bools, opens: Bools
 ) -> tuple[Ints, Floats, Bools, Ints, Ints, Ints]:
@@ -353,85 +348,8 @@ def pick(
     )
 
 
-@_compiled
+@compiled
 def ranked(nodes: Ints, totals: Floats) -> tuple[Ints, Floats]:
     """Nodes (m,), ascending, and their totals (m,), best first, ties to the smaller node."""
     order = np.argsort(-totals, kind="mergesort")
     return nodes[order], totals[order]
-
-
-@_compiled
-def times(state: Floats, rows: Ints, weight: Floats) -> Floats:
-    """(P, G) products of some rows of (M, H) with (H, G): for few rows a matrix library takes longer to begin."""
-    width, size = weight.shape
-    result = np.zeros((len(rows), size), state.dtype)
-    for column in range(width):
-        given = weight[column]
-        for row in range(len(rows)):
-            factor, into = state[rows[row], column], result[row]
-            for place in range(size):
-                into[place] += factor * given[place]
-    return result
-
-
-@_compiled
-def rnn(products: Floats, at: Ints, given: Floats, codes: Ints) -> Floats:
-    """(n, H) states tanh(U h + what the code gives).
-
-    Args:
-        products: (P, H) U h of the parents.
-        at: (n,) each child's parent among them.
-        given: (T, H) with all biases.
-        codes: (n,).
-    """
-    width = products.shape[1]
-    fresh = np.empty((len(at), width), products.dtype)
-    for row in range(len(at)):
-        source, code = at[row], codes[row]
-        for column in range(width):
-            fresh[row, column] = _tanh(products[source, column] + given[code, column])
-    return fresh
-
-
-@_compiled
-def gru(state: Floats, parents: Ints, products: Floats, at: Ints, given: Floats, bias: Floats, codes: Ints) -> Floats:
-    """(n, H) states of a GRU: n + z * (h - n), n = tanh(given + r * (U h + b)).
-
-    Args:
-        state: (M', H).
-        parents: (P,) rows of the parents.
-        products: (P, 3H) U h of the parents, the gates r, z, n side by side.
-        at: (n,) each child's parent among them.
-        given: (T, 3H) what each code adds, with every bias that is only added.
-        bias: (H,) b, which the reset gate multiplies.
-        codes: (n,).
-    """
-    width = state.shape[1]
-    one = state.dtype.type(1)
-    fresh = np.empty((len(at), width), state.dtype)
-    gates = np.empty(2 * width, state.dtype)
-    # short loops over slices: with more arrays, or computed column numbers, the compiler makes no vector code
-    for row in range(len(at)):
-        new, old = fresh[row], state[parents[at[row]]]
-        by_code, by_state = given[codes[row]], products[at[row]]
-        for column in range(2 * width):
-            gates[column] = one / (one + power(-(by_state[column] + by_code[column])))
-        code, recurrent = by_code[2 * width :], by_state[2 * width :]
-        for column in range(width):
-            new[column] = _tanh(code[column] + gates[column] * (recurrent[column] + bias[column]))
-        update = gates[width:]
-        for column in range(width):
-            new[column] += update[column] * (old[column] - new[column])
-    return fresh
-
-
-@_compiled
-def few_rnn(state: Floats, parents: Ints, weight: Floats, at: Ints, given: Floats, codes: Ints) -> Floats:
-    """`times` and `rnn`."""
-    return rnn(times(state, parents, weight), at, given, codes)
-
-
-@_compiled
-def few_gru(state: Floats, parents: Ints, weight: Floats, at: Ints, given: Floats, bias: Floats, codes: Ints) -> Floats:
-    """`times` and `gru`."""
-    return gru(state, parents, times(state, parents, weight), at, given, bias, codes)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.quality_arms import ARMS
-from benchmarks.quality_settings import QualitySettings, merged
+from benchmarks.quality_settings import QualitySettings
+from benchmarks.settings_file import merged
 from offline.settings import OfflineSettings
 from recsys.baselines.sasrec import SasRecSettings
 from recsys.errors import ConfigError

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from benchmarks.decoding_parts import crossover, figures_file, load
 from benchmarks.decoding_parts.ann import BUILDERS, AnnDecoder, build_hnsw, faiss_threads, index_bytes
 from benchmarks.decoding_parts.crossover_tables import crossing
-from benchmarks.decoding_parts.settings import AnnSettings, CrossoverSettings, load_settings
+from benchmarks.decoding_parts.settings import AnnSettings, CrossoverSettings
 from benchmarks.figures import Figure, Report
+from benchmarks.settings_file import load_settings
 from benchmarks.tables import render
 from recsys.decoding.eligibility import Eligibility
 from recsys.decoding.flat import FlatDecoder

@@ -13,8 +13,9 @@ from benchmarks.decoding_parts import peers, speculative
 from benchmarks.decoding_parts.goodput import Rate, _goodput, open_loop, sweep
 from benchmarks.decoding_parts.lab import Lab, long_histories, open_lab
 from benchmarks.decoding_parts.peers_quality import overlap
-from benchmarks.decoding_parts.settings import PeersSettings, load_settings
+from benchmarks.decoding_parts.settings import PeersSettings
 from benchmarks.decoding_parts.timing import take_turns
+from benchmarks.settings_file import load_settings
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError, DataError
 

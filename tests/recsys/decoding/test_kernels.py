@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.decoding import kernels
+from recsys.decoding import cell_kernels, kernels
 from recsys.decoding.packed import bits_of
 from recsys.decoding.ragged import best, ranges
 
@@ -146,11 +146,11 @@ def test_cells_are_those_of_torch(dtype: type[np.floating], seed: int) -> None:
     near = 30 * float(np.finfo(dtype).eps)
     rnn, gru = torch.nn.RNNCell(H, H, dtype=precision), torch.nn.GRUCell(H, H, dtype=precision)
     products = (state @ rnn.weight_hh.detach().numpy().T).astype(dtype)
-    found = kernels.rnn(products, at, cell_parts(rnn, embedded)[0], codes)
+    found = cell_kernels.rnn(products, at, cell_parts(rnn, embedded)[0], codes)
     expected = rnn(embedded[codes], torch.from_numpy(state[at])).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=near, atol=near)
     products = (state @ gru.weight_hh.detach().numpy().T).astype(dtype)
-    found = kernels.gru(state, np.arange(3), products, at, *cell_parts(gru, embedded), codes)
+    found = cell_kernels.gru(state, np.arange(3), products, at, *cell_parts(gru, embedded), codes)
     expected = gru(embedded[codes], torch.from_numpy(state[at])).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=near, atol=near)
 
@@ -183,7 +183,7 @@ def test_products_of_few_rows(dtype: type[np.floating], count: int, seed: int) -
     state, weight = rng.standard_normal((5, H)).astype(dtype), rng.standard_normal((H, T)).astype(dtype)
     rows = rng.integers(5, size=count)
     near = 20 * float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(kernels.times(state, rows, weight), state[rows] @ weight, rtol=near, atol=near)
+    np.testing.assert_allclose(cell_kernels.times(state, rows, weight), state[rows] @ weight, rtol=near, atol=near)
 
 
 def test_ranks_break_ties_by_node() -> None:
