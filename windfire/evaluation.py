@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from recsys.evaluation.answers import Answered
 
 K: Final = 10
+SHARED: Final = 20
 _SEED: Final = 1  # of the bootstrap: the same answers give the same intervals
 
 
-def evaluate_bundle(bundle: Bundle, decoder: Decoder, data: PreparedData, *, part: str, beam: int) -> list[Figure]:
+def evaluate_bundle(
+    bundle: Bundle, decoder: Decoder, data: PreparedData, *, part: str, beam: int, other: Decoder | None = None
+) -> list[Figure]:
     """Rank the held-out items over the full catalogue, history masked and unmasked.
 
     Args:
@@ -34,6 +37,7 @@ def evaluate_bundle(bundle: Bundle, decoder: Decoder, data: PreparedData, *, par
         data: the work directory that the bundle was made from.
         part: "test" or "valid".
         beam: width.
+        other: another decoder of the bundle's model, to say how much of the lists both have in common.
 
     Raises:
         VersionMismatchError: the bundle was made from another work directory: it may have been trained on the answers.
@@ -61,7 +65,20 @@ def evaluate_bundle(bundle: Bundle, decoder: Decoder, data: PreparedData, *, par
         mask = histories if view == "masked" else None
         figures += _accuracy(view, answered.ranks, popularity_groups(data.train_counts)[targets])
         figures += _of_lists(view, answered, data.train_counts, mask)
+        if other is not None:
+            theirs = answer_by_decoder(other, histories, targets, beam=beam, view=view)
+            figures.append(
+                Figure(f"evaluate.{view}.shared@{SHARED}", shared(answered, theirs), "share", n=len(targets))
+            )
     return figures
+
+
+def shared(one: Answered, other: Answered) -> float:
+    """Mean share of the first items of one decoder that are among the first of another, whatever their order."""
+    ours, theirs = one.lists[:, :SHARED], other.lists[:, :SHARED]
+    found = (ours[:, :, None] == theirs[:, None, :]).any(axis=2) & (ours >= 0)
+    listed = (ours >= 0).sum(axis=1)
+    return float((found.sum(axis=1) / np.maximum(listed, 1)).mean())
 
 
 def _require_catalog(bundle: Bundle, data: PreparedData) -> None:

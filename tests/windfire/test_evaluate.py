@@ -72,3 +72,17 @@ def test_a_split_without_test_events_says_so(tiny_registry: Registry, tiny_work:
     pq.write_table(splits.drop(["test_index"]).append_column("test_index", [none]), path)
     with pytest.raises(DataError, match="--part valid"):
         call("--registry", tiny_registry.root, "--data", work)
+
+
+def test_two_engines_are_compared_item_by_item(tiny_registry: Registry, tiny_work: Path) -> None:
+    folders = ("--registry", tiny_registry.root, "--data", tiny_work)
+    report = json.loads(call(*folders, "--engine", "onnx_int8", "--against", "torch", "--json"))
+    values = {figure["name"]: figure["value"] for figure in report["figures"]}
+    _, histories, _ = PreparedData.load(tiny_work).sequences.targets("test")
+    bundle = tiny_registry.open_current()
+    lists = [
+        load_decoder(bundle, engine=engine).decode(histories, k=20, beam=50, eligibility=Eligibility()).ranked
+        for engine in ("onnx_int8", "torch")
+    ]
+    alike = [np.isin(one.items, other.items).mean() for one, other in zip(*lists, strict=True)]
+    assert values["evaluate.unmasked.shared@20"] == pytest.approx(np.mean(alike))

@@ -37,6 +37,7 @@ def command(
     beam: Annotated[int, typer.Option(min=1, help="Prefixes kept per level.")] = 50,
     decoder: Annotated[str, typer.Option(help="auto, or a decoder of the bundle's model.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, torch_bf16, onnx or onnx_int8.")] = "auto",
+    against: Annotated[str, typer.Option(help="Another engine: how many of the first 20 items are the same.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ) -> None:
     """Measure a bundle on the held-out events, over the full catalogue, with 95 % intervals over users."""
@@ -49,7 +50,8 @@ def command(
     store = Registry(registry)
     bundle = store.open_current() if version is None else store.open(version)
     chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
-    figures = evaluate_bundle(bundle, chosen, PreparedData.load(data), part=part.value, beam=beam)
+    other = load_decoder(bundle, chosen.name, engine=against) if against else None
+    figures = evaluate_bundle(bundle, chosen, PreparedData.load(data), part=part.value, beam=beam, other=other)
     settings = {
         "bundle": bundle.manifest.version,
         "decoder": chosen.name,
