@@ -57,6 +57,7 @@ class Buckets:
         """
         leaves, scores, newcomers = found
         if newcomers is None and mask.bounds is None and mask.added is None:
+            k = min(k, self._trie.items)  # places for so many are laid out
             shared = _EVERY if mask.live.shared is None else mask.live.shared
             return Ranked(*self._trie.first_items(leaves, scores, shared, mask.excluded, k))
         start = self._trie.starts(leaves)

@@ -1,8 +1,8 @@
 """What is in the catalogue now: the items a model was frozen with, less those removed, and the items added since.
 
 An addition or removal costs work in proportion to the items it names, is seen by the next request that asks for an
-eligibility (`recsys.decoding.segments`), and never blocks one: requests read immutable runs of added items and one bit
-per item. Merging keeps the runs few; it changes no answer.
+eligibility (`recsys.decoding.segments`), and blocks none that names sets whose intersection is known: requests read
+immutable runs of added items and one bit per item. Merging keeps the runs few; it changes no answer.
 """
 
 from __future__ import annotations

@@ -116,10 +116,10 @@ class Bounds:
 
 
 def _check_finite(values: Floats, first: int) -> None:
-    wrong = np.flatnonzero(~np.isfinite(values))
+    wrong = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))  # scores may be float32
     if len(wrong):
         raise InputError(
-            f"the log-prior of item {first + wrong[0]} is not finite",
+            f"the log-prior of item {first + wrong[0]} is not finite in float32",
             field="values",
             value=float(values[wrong[0]]),
             remedy="items that may not be shown belong into the eligibility",

@@ -162,18 +162,17 @@ class PaddedTrie:
         if known is None or known[0] is not live:
             copies = [torch.from_numpy(alive).to(self.device, copy=True) for alive in live.alive]
         elif known[1] != changes:
-            copies = self._caught_up(known, live, changes)
+            copies = self._caught_up(known, live)
         else:
             return known[2]
         self._alive = (live, changes, copies)
         return copies
 
-    def _caught_up(
-        self, known: tuple[LivePrefixes, int, list[Tensor]], live: LivePrefixes, changes: int
-    ) -> list[Tensor]:
-        _, seen, copies = known
-        newer = [nodes for change, nodes in tuple(live.journal) if change > seen]
-        if len(newer) < changes - seen:  # more than the journal holds
+    def _caught_up(self, copied: tuple[LivePrefixes, int, list[Tensor]], live: LivePrefixes) -> list[Tensor]:
+        _, seen, copies = copied
+        known = [(change, nodes) for change, nodes in tuple(live.journal) if change > seen]
+        newer = [nodes for _, nodes in known]
+        if not known or known[0][0] != seen + 1:  # more than the journal holds
             return [torch.from_numpy(alive).to(self.device, copy=True) for alive in live.alive]
         for depth, (alive, copy) in enumerate(zip(live.alive, copies, strict=True)):
             nodes = np.concatenate([node[depth] for node in newer])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Items = npt.NDArray[np.integer]
     Names = frozenset[str]
 
+_CAUGHT_UP: Final = 64  # items of a change that a copy on a device catches up with
 _NO_ITEMS: Final = np.empty(0, dtype=np.int64)
 
 
@@ -173,6 +174,10 @@ class Segments:
         wanted = frozenset(names)
         if not wanted:
             return self._all.live if self._catalogue.removed else self._whole
+        known = self._live.get(wanted)
+        if known is not None:  # no waiting for a change that is under way
+            self._used(wanted)
+            return known.live
         with self._lock:
             known = self._live.get(wanted)
             if known is None:
@@ -180,10 +185,19 @@ class Segments:
                 for name in wanted:
                     shared.intersect(self._known(name).members)
                 known = self._live[wanted] = self._counted(shared)
-                while len(self._live) > self._keep:
-                    self._live.popitem(last=False)
             self._live.move_to_end(wanted)
+            while len(self._live) > self._keep:
+                self._live.popitem(last=False)
         return known.live
+
+    def _used(self, names: Names) -> None:
+        """The order of use is a hint: it is not worth waiting for."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if names in self._live:
+                    self._live.move_to_end(names)
+            finally:
+                self._lock.release()
 
     def eligibility(self, names: Iterable[str], excluded: Sequence[Items] | None = None) -> Eligibility:
         """What a batch of requests may show that names these sets.
@@ -269,10 +283,14 @@ class Segments:
             newer = (leaves >= 0) & (items >= self._trie.items)
             _join(live.added.joined, leaves[newer].tolist(), step[newer].tolist())
             leaves = leaves[leaves >= 0]
+        leaves = np.unique(leaves)  # a bucket is passed over once, however many of its items change
         if len(leaves) and live.shared is not None:
             put_bits(live.alive[-1], leaves, living_leaves(self._trie, live.shared, live.added, leaves) > 0)
         live.tally[0] += step.sum()
-        live.journal.append((int(live.tally[1]) + 1, nodes))
+        if len(items) > _CAUGHT_UP:
+            live.journal.clear()  # a copy elsewhere is made anew
+        else:
+            live.journal.append((int(live.tally[1]) + 1, nodes))
         live.tally[1] += 1
 
 

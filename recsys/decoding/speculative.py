@@ -232,6 +232,8 @@ class _Request:
             self.drafted[depth - 2] += len(chosen) - len(missing)
             self._forward({depth: missing})
         run = self._runs[depth]
+        if not len(run.nodes):  # every prefix is dead: what is left hangs above
+            return run.hidden.new_zeros(len(nodes), run.hidden.shape[1])
         rows = np.maximum(run.find(nodes), 0)  # whatever stands at padding stays at minus infinity
         return run.hidden[torch.from_numpy(rows).to(run.hidden.device)]
 

@@ -156,11 +156,13 @@ class SidTrie:
             sizes: codebook sizes.
 
         Raises:
-            DataError: wrong shape or a code out of range.
+            DataError: no items, wrong shape or a code out of range.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != len(sizes):
             raise DataError(f"codes must have {len(sizes)} columns", field="codes", value=codes.shape)
+        if not len(codes):
+            raise DataError("a catalogue without items has no trie", field="codes", value=codes.shape)
         if codes.size and ((codes < 0).any() or (codes >= np.asarray(sizes)).any()):
             raise DataError(f"a code lies outside its codebook {sizes}", field="codes", value=int(codes.max()))
         order = _sorted(codes, sizes)  # (I,)
@@ -207,7 +209,7 @@ def _sorted(codes: npt.NDArray[np.integer], sizes: tuple[int, ...]) -> Ints:
     key = np.zeros(count, dtype=np.int64)  # code after code, and the item: sorting plain numbers is the fastest way
     for level, width in enumerate(widths):
         key <<= width
-        key |= codes[:, level]
+        key |= codes[:, level].astype(np.int64)
     key <<= room
     key |= np.arange(count)
     key.sort()

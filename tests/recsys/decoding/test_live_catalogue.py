@@ -463,3 +463,72 @@ def test_an_index_that_was_never_given_is_refused(item: int) -> None:
 def test_a_bad_prior_of_added_items_is_refused(bad: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"item 25 is not finite|\(n,\) floating"):
         LogPrior(World(0, ColdPrior()).trie, np.zeros(ITEMS), bad)
+
+
+# Known to the frozen trie: nothing, the first code, two codes, the whole.
+ONLY_NEW = [((3, 3, 4), [2, 0, 0]), ((3, 3, 4), [0, 2, 0]), ((3, 3, 4), [0, 0, 3]), ((3, 3, 4), [0, 0, 0])]
+
+
+@pytest.mark.parametrize(("sizes", "code"), ONLY_NEW)
+def test_decoders_answer_with_added_items_where_nothing_else_may_be_shown(
+    sizes: tuple[int, ...], code: list[int]
+) -> None:
+    codes = np.stack([np.arange(ITEMS) % 2, np.arange(ITEMS) // 2 % 2, np.arange(ITEMS) // 4 % 3], axis=1)
+    trie = SidTrie.build(codes, sizes)
+    catalogue = LiveCatalogue(trie)
+    segments = Segments(trie, catalogue=catalogue)
+    (item,) = catalogue.add(np.array([code]))
+    segments.put("new", np.arange(ITEMS + 1) == item)
+    eligibility = segments.eligibility(["new"])
+    model = built("token", 1)
+    answers = [
+        build_decoder(model, trie, name=name).decode([HISTORY], k=3, beam=4, eligibility=eligibility).ranked[0]
+        for name in ("beam", "speculative")
+    ]
+    assert [answer.items.tolist() for answer in answers] == [[item], [item]]
+    assert answers[0].scores[0] == pytest.approx(answers[1].scores[0])
+
+
+def test_more_may_be_asked_for_than_there_is_memory_for() -> None:
+    model, trie = built("compact", 1), SidTrie.build(frozen_codes(1), SIZES)
+    answer = NezhaDecoder(model, trie).decode([HISTORY], k=10**15, beam=4, eligibility=Eligibility()).ranked[0]
+    assert sorted(answer.items.tolist()) == list(range(ITEMS))
+
+
+def test_a_change_of_many_items_is_not_kept_for_copies_elsewhere() -> None:
+    codes = np.stack([np.arange(300) % 3, np.arange(300) % 2, np.zeros(300, np.int64)], axis=1)
+    trie = SidTrie.build(codes, SIZES)
+    catalogue = LiveCatalogue(trie)
+    segments = Segments(trie, catalogue=catalogue)
+    segments.put("stock", np.ones(300, dtype=bool))
+    live = segments.live(["stock"])
+    segments.change("stock", remove=np.arange(3))
+    assert len(live.journal) == 1
+    segments.change("stock", remove=np.arange(200))
+    assert not live.journal
+    assert live.total == 100
+
+
+def test_a_segment_is_named_while_another_thread_changes_the_catalogue() -> None:
+    trie = SidTrie.build(frozen_codes(1), SIZES)
+    catalogue = LiveCatalogue(trie)
+    segments = Segments(trie, catalogue=catalogue)
+    segments.put("stock", np.ones(ITEMS, dtype=bool))
+    known, answered = segments.live(["stock"]), Event()
+
+    def ask() -> None:
+        assert segments.live(["stock"]) is known
+        answered.set()
+
+    with catalogue.lock:  # a change is under way
+        thread = Thread(target=ask)
+        thread.start()
+        assert answered.wait(10)
+    thread.join()
+
+
+def test_intersections_that_are_not_kept_are_answered() -> None:
+    trie = SidTrie.build(frozen_codes(1), SIZES)
+    segments = Segments(trie, keep=0)
+    segments.put("stock", np.arange(ITEMS) < 5)
+    assert segments.live(["stock"]).total == 5

@@ -31,6 +31,7 @@ def test_a_bound_is_the_largest_prior_below(seed: int, count: int) -> None:
         (np.zeros(3), r"\(4,\) floating"),
         (np.zeros(4, np.int64), r"\(4,\) floating"),
         (np.array([0.0, np.nan, 0.0, 0.0]), "item 1 is not finite"),
+        (np.array([0.0, 0.0, -1e39, 0.0]), "item 2 is not finite in float32"),
         (np.array([0.0, 0.0, 0.0, -np.inf]), "eligibility"),
     ],
 )

@@ -115,3 +115,10 @@ def test_bits_and_booleans_say_the_same() -> None:
 def test_codes_outside_their_codebooks_are_refused(codes: np.ndarray) -> None:
     with pytest.raises(DataError, match="codes"):
         SidTrie.build(codes, (2, 3) if codes.shape[0] == 1 else (2, 3, 4))
+
+
+def test_codes_of_any_integer_type_make_the_same_trie_and_none_make_none() -> None:
+    codes = np.array([[1, 0], [0, 2]], dtype=np.uint64)
+    np.testing.assert_array_equal(SidTrie.build(codes, (2, 3)).leaves(np.arange(2)), [1, 0])
+    with pytest.raises(DataError, match="without items"):
+        SidTrie.build(codes[:0], (2, 3))
