@@ -74,19 +74,18 @@ class Report:
     def over(self, earlier: Report) -> Report:
         """With the figures of an earlier run whose data set and method this one did not measure.
 
-        Each says at which commit, and on which processor if it was another, it was measured.
+        Each says at which commit, and on which processor if it was another, it was measured, unless both are this run's.
         """
         measured = {_subject(figure.name) for figure in self.figures}
-        place = earlier.environment.get("git_commit", "unknown")
-        if earlier.environment.get("cpu") != self.environment.get("cpu"):
-            place = f"{place} on {earlier.environment.get('cpu', 'another processor')}"
-        kept = [
-            replace(
-                figure, note=figure.note if _MARK in figure.note else f"{figure.note}; {_MARK} {place}".lstrip("; ")
-            )
-            for figure in earlier.figures
-            if _subject(figure.name) not in measured
-        ]
+        kept = [figure for figure in earlier.figures if _subject(figure.name) not in measured]
+        commit, cpu = (earlier.environment.get(name, "unknown") for name in ("git_commit", "cpu"))
+        elsewhere = cpu != self.environment.get("cpu")
+        if elsewhere or commit != self.environment.get("git_commit"):
+            place = f"{_MARK} {commit}{f' on {cpu}' if elsewhere else ''}"
+            kept = [
+                figure if _MARK in figure.note else replace(figure, note=f"{figure.note}; {place}".lstrip("; "))
+                for figure in kept
+            ]
         return replace(self, figures=[*self.figures, *kept])
 
     @classmethod
