@@ -74,7 +74,7 @@ class Report:
     def over(self, earlier: Report) -> Report:
         """With the figures of an earlier run whose data set and method this one did not measure.
 
-        Each says at which commit, and on which processor if it was another, it was measured, unless both are this run's.
+        Each says at which commit it was measured, and on which processor, where they are not this run's.
         """
         measured = {_subject(figure.name) for figure in self.figures}
         kept = [figure for figure in earlier.figures if _subject(figure.name) not in measured]
