@@ -258,7 +258,7 @@ class InProcessEngine:
         try:
             answers: list[EngineAnswer | Exception] = list(recommender.recommend([each.request for each in live]))
         except Exception as error:  # noqa: BLE001 - raised again where the request waits
-            answers = self._one_by_one(recommender, live) if len(live) > 1 else [error]
+            answers = self._one_by_one(recommender, live, error) if len(live) > 1 else [error]
         self._metrics.decode.observe(time.perf_counter() - started)
         self._metrics.batch.observe(len(live))
         pace = (self._clock() - begun) / len(live)
@@ -279,14 +279,25 @@ class InProcessEngine:
                 waiting.loop.call_soon_threadsafe(_settle, waiting.answer, error)
         return live
 
-    def _one_by_one(self, recommender: Recommender, live: list[_Waiting]) -> list[EngineAnswer | Exception]:
-        """After a batch has failed: nobody else pays for the request that broke it."""
+    def _one_by_one(
+        self, recommender: Recommender, live: list[_Waiting], error: Exception
+    ) -> list[EngineAnswer | Exception]:
+        """After a batch has failed: nobody else pays for the request that broke it.
+
+        What a history needs may be away; then nobody waits for it a second time, and only requests without a history
+        are still asked.
+        """
+        away = error if isinstance(error, UnavailableError) else None
         answers: list[EngineAnswer | Exception] = []
         for waiting in live:
+            if away is not None and waiting.request.history:
+                answers.append(away)
+                continue
             try:
                 answers += recommender.recommend([waiting.request])
-            except Exception as error:  # noqa: BLE001 - raised again where the request waits
-                answers.append(error)
+            except Exception as single:  # noqa: BLE001 - raised again where the request waits
+                away = single if isinstance(single, UnavailableError) else away
+                answers.append(single)
         return answers
 
 

@@ -13,13 +13,17 @@ from serving.schemas import ServedBy
 
 
 class Scripted:
-    """Answers with the request's n in place of a bundle version; waits at a gate, fails for n = 13."""
+    """Answers with the request's n in place of a bundle version; waits at a gate, fails for n = 13.
+
+    For a history it asks a model, which is away if `away`.
+    """
 
     def __init__(self, name: str = "one") -> None:
         self.versions = EngineVersions(name, f"{name}.0", "nezha")
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.batches: list[list[int]] = []
+        self.away = False
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         self.batches.append([request.n for request in requests])
@@ -27,6 +31,8 @@ class Scripted:
         assert self.gate.wait(10)
         if any(request.n == 13 for request in requests):
             raise ValueError("thirteen")
+        if self.away and any(request.history for request in requests):
+            raise UnavailableError("the model is away")
         counts = EngineCounts(0, 0, 0, 0)
         tier = ServedBy.POPULAR_MEMORY
         return [EngineAnswer([], tier, None, self.versions.bundle, str(each.n), True, counts) for each in requests]
@@ -39,8 +45,8 @@ def engine() -> Iterator[InProcessEngine]:
     engine.close()
 
 
-def request(n: int, deadline: float | None = None) -> EngineRequest:
-    return EngineRequest(history=[], n=n, time=0, deadline=deadline)
+def request(n: int, deadline: float | None = None, history: Sequence[str] = ()) -> EngineRequest:
+    return EngineRequest(history=history, n=n, time=0, deadline=deadline)
 
 
 async def busy(engine: InProcessEngine, scripted: Scripted) -> asyncio.Task[EngineAnswer]:
@@ -107,6 +113,32 @@ def test_only_the_request_that_breaks_a_batch_fails(engine: InProcessEngine) -> 
         assert isinstance(good, EngineAnswer)
         assert isinstance(bad, ValueError)
         assert isinstance(also_good, EngineAnswer)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "wanted"),
+    [
+        (((2, ["a"]), (3, []), (4, ["b"])), [[3]], [UnavailableError, EngineAnswer, UnavailableError]),
+        (((13, []), (3, ["a"]), (4, ["b"])), [[13], [3]], [ValueError, UnavailableError, UnavailableError]),
+    ],
+    ids=["the batch found it", "a single request found it"],
+)
+def test_a_model_that_is_away_is_waited_for_once(
+    engine: InProcessEngine, given: Sequence[tuple[int, list[str]]], asked: list[list[int]], wanted: list[type]
+) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(engine, scripted)
+        batch = [asyncio.create_task(engine.recommend(request(n, history=history))) for n, history in given]
+        await asyncio.sleep(0)
+        scripted.away = True
+        scripted.gate.set()
+        await first
+        found = await asyncio.gather(*batch, return_exceptions=True)
+        assert [type(one) for one in found] == wanted
+        assert scripted.batches == [[1], [n for n, _ in given], *asked]
 
     asyncio.run(scenario())
 
