@@ -210,7 +210,9 @@ class InProcessEngine:
         """
         if self._recommender is None:
             raise UnavailableError("no bundle is loaded")
-        if request.deadline is not None and self._expected_start() > request.deadline:
+        if self._late(request):
+            self._forget_cancelled()
+        if self._late(request):
             self._metrics.late.labels("refused").inc()
             raise UnavailableError("the model cannot begin before the request's deadline")
         loop = asyncio.get_running_loop()
@@ -218,14 +220,29 @@ class InProcessEngine:
         with self._admission:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
+            if self._queue.full():
+                self._forget_cancelled()
             try:
                 self._queue.put_nowait(waiting)
             except queue.Full:
                 raise UnavailableError("too many requests wait for the model") from None
         return waiting.answer
 
+    def _late(self, request: EngineRequest) -> bool:
+        return request.deadline is not None and self._expected_start() > request.deadline
+
     def _expected_start(self) -> float:
         return max(self._clock(), self._busy_until) + self._pace * self._queue.qsize()
+
+    def _forget_cancelled(self) -> None:
+        """Free the places of requests that nobody waits for any more."""
+        with self._queue.mutex:
+            waiting = self._queue.queue
+            kept = [each for each in waiting if each is None or not each.answer.cancelled()]
+            if len(kept) < len(waiting):
+                waiting.clear()
+                waiting.extend(kept)
+                self._queue.not_full.notify()
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""
@@ -240,8 +257,11 @@ class InProcessEngine:
         torch.set_num_threads(self._torch_threads)
         while (first := self._queue.get()) is not None:
             batch = [first]
-            while len(batch) < self._batch_limit and not self._queue.empty():
-                following = self._queue.get_nowait()  # this thread is the only reader
+            while len(batch) < self._batch_limit:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:  # what `empty` says can be out of date: cancelled requests are taken out
+                    break
                 if following is None:
                     self._answer(batch)
                     return

@@ -101,6 +101,24 @@ def test_a_cancelled_request_is_not_decoded(engine: InProcessEngine) -> None:
     asyncio.run(scenario())
 
 
+def test_cancelled_requests_hold_no_place(engine: InProcessEngine) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(engine, scripted)
+        gone = [asyncio.create_task(engine.recommend(request(n))) for n in range(2, 6)]
+        await asyncio.sleep(0)
+        for task in gone[1:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        stays = asyncio.create_task(engine.recommend(request(6)))
+        await asyncio.sleep(0)
+        scripted.gate.set()
+        await asyncio.gather(first, gone[0], stays)
+        assert scripted.batches == [[1], [2, 6]]
+
+    asyncio.run(scenario())
+
+
 def test_only_the_request_that_breaks_a_batch_fails(engine: InProcessEngine) -> None:
     async def scenario() -> None:
         scripted = Scripted()
@@ -235,5 +253,27 @@ def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcess
         following.gate.set()
         await asyncio.gather(second, waiting, admitted)
         assert following.batches == [[1], [2, 4]]
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_requests_delay_nobody(timed: InProcessEngine, clock: Clock) -> None:
+    async def scenario() -> None:
+        slow, following = Scripted(), Scripted()
+        first = await busy(timed, slow)
+        clock.now += 3  # the pace is now 3 seconds a request
+        slow.gate.set()
+        await first
+        second = await busy(timed, following)  # done at 106, says the pace
+        gone = [asyncio.create_task(timed.recommend(request(n))) for n in (2, 3)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        await asyncio.sleep(0)
+        stays = asyncio.create_task(timed.recommend(request(4, deadline=107.0)))
+        await asyncio.sleep(0)
+        following.gate.set()
+        await asyncio.gather(second, stays)
+        assert following.batches == [[1], [4]]
 
     asyncio.run(scenario())
