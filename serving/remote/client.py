@@ -106,7 +106,7 @@ class SocketEngine:
         """
         link = self._reachable()
         number = link.next_number()
-        message = await link.ask(number, frame(Ask.of(number, request, self._clock())))
+        message = await link.ask(number, frame(Ask.of(number, request, self._clock())), missed=self._metrics.lost.inc)
         if isinstance(message, Answered):
             return message.answer
         raise _unexpected(message)
@@ -133,7 +133,7 @@ class SocketEngine:
         """Connect, stay until the connection is lost, pause, again."""
         pause = _FIRST_PAUSE
         while True:
-            link = _Link(self._metrics)
+            link = _Link()
             try:
                 if await self._connect(link):
                     first.set()
@@ -189,12 +189,12 @@ class SocketEngine:
 class _Link(Speaker):
     """One connection to an engine, from its making to its loss."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self) -> None:
         super().__init__()
         loop = asyncio.get_running_loop()
-        self._metrics = metrics
         self._asked = 0
-        self._pending: dict[int, asyncio.Future[FromEngine]] = {}
+        self._ours = False  # the end is this side's wish
+        self._pending: dict[int, tuple[asyncio.Future[FromEngine], Callable[[], None]]] = {}
         self.status: Status | None = None
         self.ready: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
@@ -205,12 +205,18 @@ class _Link(Speaker):
         self._asked += 1
         return self._asked
 
-    async def ask(self, number: int, sent: bytearray) -> FromEngine:
-        """Write a framed request and wait for what answers it; whoever is cancelled takes it back."""
+    async def ask(self, number: int, sent: bytearray, *, missed: Callable[[], None] = lambda: None) -> FromEngine:
+        """Write a framed request and wait for what answers it; whoever is cancelled takes it back.
+
+        Args:
+            number: of the request.
+            sent: its frame.
+            missed: called where the engine goes away before its answer.
+        """
         if self.transport is None or self.lost.done():
             raise UnavailableError("the engine cannot be reached")
         answer: asyncio.Future[FromEngine] = asyncio.get_running_loop().create_future()
-        self._pending[number] = answer
+        self._pending[number] = answer, missed
         self.transport.write(sent)
         try:
             return await answer
@@ -221,6 +227,7 @@ class _Link(Speaker):
 
     async def end(self) -> None:
         """Hang up and wait until that is known."""
+        self._ours = self.broken is None
         self.abort()
         if self.transport is not None:
             await self.lost
@@ -246,18 +253,19 @@ class _Link(Speaker):
             return
         if message.number > self._asked:
             raise BrokenWireError(f"request {message.number} was answered and never asked")
-        answer = self._pending.pop(message.number, None)
+        answer, _ = self._pending.pop(message.number, (None, None))
         if answer is not None and not answer.done():  # else it was taken back while its answer was on the way
             answer.set_result(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.broken is None and exc is not None:
             self.broken = str(exc)
-        self._metrics.lost.inc(len(self._pending))
         # Errors are handed over as results: nobody may be left to retrieve an exception.
-        for number, answer in self._pending.items():
+        for number, (answer, missed) in self._pending.items():
             if not answer.done():
                 answer.set_result(Failed.of(number, _LOST))
+                if not self._ours:
+                    missed()
         self._pending.clear()
         if not self.lost.done():
             self.lost.set_result(None)

@@ -106,7 +106,7 @@ class EngineServer:
             self._server.close()
         for link in list(self._links):
             link.abort()
-            await link.lost
+            await asyncio.wait((link.lost,))
 
     async def _beat(self) -> None:
         while True:
@@ -159,7 +159,7 @@ class _Link(Speaker):
         await self._idle.wait()
         if self.transport is not None:
             self.transport.close()
-            await self.lost
+            await asyncio.wait((self.lost,))  # a timeout that ends this leaves the future alone
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -173,7 +173,8 @@ class _Link(Speaker):
             work.cancel()
         self._pending.clear()
         self._idle.set()
-        self.lost.set_result(None)
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     # A front-end that does not read its answers may not ask for more.
     def pause_writing(self) -> None:
@@ -230,6 +231,6 @@ class _Link(Speaker):
     def _answer(self, number: int, answer: Answered | Counted) -> None:
         try:
             self.send(answer)
-        except InputError as error:  # too large; a failure always fits
+        except (InputError, TypeError) as error:  # too large, or of a type that cannot travel; a failure always fits
             _log.error("answer_not_sent", error=str(error))
             self.send(Failed.of(number, error))

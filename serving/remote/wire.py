@@ -19,10 +19,11 @@ from serving.engine import EngineAnswer, EngineRequest, EngineVersions  # msgspe
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_FRAME: Final = 16 << 20  # bytes of a body; a request is bounded by the 1 MiB of HTTP, an answer by 500 titles
 TICK: Final = 1.0  # seconds between two signs of life of the engine
 _LENGTH: Final = 4
+_LONGEST_TEXT: Final = 4_000  # characters of what a failure says, so that it always fits
 _CLASSES: Final = {
     each.code: each
     for each in vars(errors).values()
@@ -50,10 +51,12 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     Attributes:
         number: names the request on this connection; rises.
         budget: seconds that were left until the deadline when it was sent.
+        sent: when that was, in monotonic seconds of the sender.
     """
 
     number: int
     budget: float | None
+    sent: float
     history: list[str]
     n: int
     time: int
@@ -73,6 +76,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
         return cls(
             number,
             None if request.deadline is None else request.deadline - now,
+            now,
             _listed(request.history),
             request.n,
             request.time,
@@ -87,7 +91,11 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
         )
 
     def request(self, now: float) -> EngineRequest:
-        """The request as received at a monotonic time, which may be that of another clock than the sender's."""
+        """The request as read at a monotonic time.
+
+        Front-end and engine are on one host and share its monotonic clock, so that the time on the way counts. Where
+        the sender's clock is ahead for all that, the budget begins when the request is read.
+        """
         return EngineRequest(
             history=self.history,
             n=self.n,
@@ -97,7 +105,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             allow=self.allow,
             deny=self.deny,
             exclude_seen=self.exclude_seen,
-            deadline=None if self.budget is None else now + self.budget,
+            deadline=None if self.budget is None else min(now, self.sent) + self.budget,
         )
 
 
@@ -315,8 +323,8 @@ def _listed(ids: Sequence[str]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Without lone surrogates, which cannot travel."""
-    return text.encode("utf-8", "replace").decode()
+    """Cut to 4,000 characters, and without lone surrogates, which cannot travel."""
+    return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
 
 
 def _portable(value: Any) -> str | int | float | bool | None:

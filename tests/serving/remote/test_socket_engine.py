@@ -307,6 +307,73 @@ def test_draining_does_not_wait_for_ever(path: Path) -> None:
     with_engine(path, scenario)
 
 
+def test_draining_leaves_who_never_reads(path: Path) -> None:
+    async def scenario(engine: Engine, client: SocketEngine) -> None:
+        engine.model.gate.set()
+        engine.model.title = "x" * 8_000_000  # far more than the socket holds
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dumb:
+            dumb.setblocking(False)
+            await loop.sock_connect(dumb, str(path))
+            await loop.sock_sendall(dumb, frame(Hello()) + frame(Ask.of(1, request(2), 0.0)))
+            await until(lambda: engine.model.batches == [[2]])
+            await client.figures()  # behind the answer to the other
+            await asyncio.wait_for(engine.server.drain(delay=0, grace=0.2), 5)
+
+    faults: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        async with Engine(path).running() as engine, front_end(path) as client:
+            await scenario(engine, client)
+
+    asyncio.run(run())
+    assert faults == []
+
+
+def test_only_recommendations_that_the_engine_lost_are_counted(path: Path) -> None:
+    async def run() -> None:
+        async with Engine(path).running() as engine:
+            client = SocketEngine(path, metrics, tick=60.0)
+            await client.start()
+            first = await busy(engine, client)
+            await client.close()
+            assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], UnavailableError)
+        assert lost() == 0, "an own close loses nothing"
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(READY)
+            await reader.readuntil(b"windfire.engine")
+            await reader.read(1_000)  # the rest of the hello, and what asks for the figures
+            writer.close()
+
+        server = await served(path, talk)
+        await client.start()
+        assert await client.figures() == b""
+        await client.close()
+        server.close()
+        assert lost() == 0, "figures are no recommendation"
+
+    metrics = Metrics()
+
+    def lost() -> float | None:
+        return metrics.registry.get_sample_value("windfire_engine_lost_total")
+
+    asyncio.run(run())
+
+
+def test_an_answer_of_a_type_that_cannot_travel_is_an_error_of_its_request(path: Path) -> None:
+    async def scenario(engine: Engine, client: SocketEngine) -> None:
+        engine.model.gate.set()
+        engine.model.title = object()  # type: ignore[assignment]
+        with pytest.raises(EngineFaultError, match="TypeError"):
+            await client.recommend(request(1))
+        engine.model.title = "x"
+        assert (await client.recommend(request(2))).catalog_version == "2"
+
+    with_engine(path, scenario)
+
+
 def test_an_answer_that_is_too_large_is_an_error_of_its_request(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(engine: Engine, client: SocketEngine) -> None:
         engine.core.swap(large)

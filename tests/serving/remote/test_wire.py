@@ -122,6 +122,13 @@ def test_a_deadline_travels_as_the_seconds_that_are_left() -> None:
     assert (request.history, request.allow, request.deny) == (["a"], ["b"], ["c"])
 
 
+def test_the_time_on_the_way_counts() -> None:
+    sent = EngineRequest(history=("a",), n=1, time=0, deadline=101.5)
+    arrived = front_end_messages.decode(body_of(Ask.of(1, sent, now=100.0)))
+    assert isinstance(arrived, Ask)
+    assert arrived.request(now=103.0).deadline == 101.5
+
+
 @given(messages=st.lists(from_engine, max_size=5), pieces=st.lists(st.integers(0, 60), max_size=40))
 def test_a_stream_may_be_split_anywhere(messages: list[Message], pieces: list[int]) -> None:
     stream = b"".join(bytes(frame(message)) for message in messages)
@@ -151,6 +158,13 @@ def test_an_error_about_any_value_can_travel(value: object) -> None:
     assert isinstance(arrived, Failed)
     assert isinstance(arrived.error(), InputError)
     assert isinstance(arrived.value, str)
+
+
+@pytest.mark.parametrize("error", [InputError("x" * MAX_FRAME, remedy="y" * MAX_FRAME), ValueError("x" * MAX_FRAME)])
+def test_a_failure_always_fits(error: Exception) -> None:
+    arrived = engine_messages.decode(body_of(Failed.of(4, error)))
+    assert isinstance(arrived, Failed)
+    assert max(len(arrived.message), len(arrived.remedy)) == 4_000
 
 
 @pytest.mark.parametrize("error", [ValueError("thirteen"), WindfireError("thirteen"), KeyError("thirteen")])
