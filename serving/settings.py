@@ -6,7 +6,7 @@ import json
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MinLen
@@ -40,13 +40,21 @@ def _not_negative(value: timedelta) -> timedelta:
 
 
 def _server(value: str) -> str:
-    parts = urlsplit(value)
-    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
-        raise ValueError("must be http://host:port or empty")
-    if "@" in parts.netloc:
+    if "@" in value:
         raise ValueError("must hold no user and no password")
-    _ = parts.port  # raises ValueError where it is no number
+    if value and not _is_server(value):
+        raise ValueError("must be http://host:port or empty")
     return value
+
+
+def _is_server(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:  # its words repeat the value, which may hold a secret
+        return False
+    plain = parts.scheme in ("http", "https") and not parts.query and not parts.fragment
+    return plain and bool(parts.hostname)
 
 
 def _from_json(value: Any) -> Any:
@@ -60,6 +68,7 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value  # an empty path would be the current directory
 
 
+_SECRET: Final = (("vllm_url",),)  # where somebody may have written a password or a token
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
 PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
@@ -75,7 +84,7 @@ class Settings(BaseSettings):
     other commands share it.
     """
 
-    model_config = SettingsConfigDict(env_prefix="WINDFIRE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WINDFIRE_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     registry: Path = Path("work/registry")
     state: Path = Path("work/state")
@@ -114,6 +123,5 @@ def read_settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = "_".join(("WINDFIRE", *(str(part) for part in first["loc"]))).upper()
-        raise ConfigError(
-            first["msg"], field=name, value=first["input"], remedy="see config/windfire.reference.env"
-        ) from error
+        value = "(not shown)" if first["loc"][:1] in _SECRET else first["input"]
+        raise ConfigError(first["msg"], field=name, value=value, remedy="see config/windfire.reference.env") from error

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from recsys.errors import ConfigError, UnavailableError
-from serving.settings import LogLevel, Settings
+from serving.settings import LogLevel, Settings, read_settings
 from windfire.commands.serve import app
 
 REFERENCE = Path(__file__).resolve().parents[2] / "config" / "windfire.reference.env"
@@ -85,6 +86,27 @@ def test_the_command_names_the_bad_setting(monkeypatch: pytest.MonkeyPatch) -> N
     error = CliRunner().invoke(app, []).exception
     assert isinstance(error, ConfigError)
     assert (error.field, error.value) == ("WINDFIRE_BEAM", "none")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "ftp://user:pw@h",
+        "http://user:pw@[h",
+        "user:pw@h:8000",
+        "http://h/?token=pw",
+        "http://h:pw",
+        "http://[pw",
+        "http://pw\u2100.h",
+    ],
+)
+def test_no_part_of_a_bad_url_is_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WINDFIRE_VLLM_URL", value)
+    with pytest.raises(ConfigError, match="WINDFIRE_VLLM_URL") as raised:
+        read_settings()
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "ValidationError" in shown, "the chain is shown, too"
+    assert "pw" not in shown
 
 
 def test_the_command_names_a_list_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
