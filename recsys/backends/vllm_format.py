@@ -32,6 +32,7 @@ ARCHITECTURE: Final = "WindfireNezhaQwen3"
 IO_PROCESSOR: Final = "windfire_nezha"
 START: Final = 0
 _HALF_ITEM: Final = 1 << 16  # float32 holds integers below 2^24: an item index travels as two halves
+_MOST: Final = 2**31 - 1  # of k and beam: they become 32-bit numbers
 _NO_ITEMS: Final = np.empty(0, dtype=np.int32)
 
 
@@ -176,8 +177,8 @@ class Wanted:
     def check(self, items: int) -> None:
         """Raise `InputError` unless every number is in range."""
         for field, value in (("k", self.k), ("beam", self.beam)):
-            if not _is_integer(value) or value < 1:
-                raise InputError(f"{field} must be an integer, at least 1", field=field, value=value)
+            if not _is_integer(value) or not 1 <= value <= _MOST:
+                raise InputError(f"{field} must be an integer, 1 to {_MOST}", field=field, value=value)
         _check_items("excluded", self.excluded, items)
         if self.shared is not None and len(self.shared) != -(-items // 8):
             raise InputError(f"one bit for each of {items} items", field="shared", value=len(self.shared))

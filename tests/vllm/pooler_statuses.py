@@ -32,6 +32,7 @@ requests = {  # positions computed so far, states of this step, parameters
     "not finite": (4, torch.full_like(states, torch.nan), wanted),
     "bad parameters": (4, states, {"k": 0}),
     "defaults": (4, states, None),
+    "everything": (4, states, Wanted(2**31 - 1, 2**31 - 1, np.array([1, 2], dtype=np.int32), None).to_kwargs()),
     "goes on": (4, states, wanted),
 }
 lengths = np.array([len(rows) for _, rows, _ in requests.values()])

@@ -36,6 +36,8 @@ def test_states_that_are_not_all_there_are_never_answered_from(exported: Any, tm
     assert found["not finite"] == [Status.NOT_FINITE, [], []]
     assert found["bad parameters"] == [Status.BAD_REQUEST, [], []]
     assert found["goes on"] is None
+    status, items, _ = found["everything"]
+    assert (status, len(items)) == (Status.DONE, exported.model.config.num_items - 2)
     decoder = exported.decoder()
     masked = Eligibility(None, [np.array([1, 2])])
     for name, beam, eligibility in (("whole", 20, masked), ("defaults", 50, Eligibility())):

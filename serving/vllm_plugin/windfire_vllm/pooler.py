@@ -111,7 +111,8 @@ class DraftPooler(Pooler):  # type: ignore[misc] # vLLM is not installed where t
         hidden = hidden.expand(-1, self._levels + 1, -1)
         eligibility = Eligibility(self._bitset(wanted[0].shared), [one.excluded for one in wanted])
         masks = self._ranker.masks(eligibility, len(wanted))
-        ranked, widened = self._ranker.rank(hidden, masks, k=wanted[0].k, beam=wanted[0].beam)
+        k = min(wanted[0].k, self._items)  # nothing is laid out for more items than there are
+        ranked, widened = self._ranker.rank(hidden, masks, k=k, beam=wanted[0].beam)
         return [Answer(one.items, one.scores, widened) for one in ranked]
 
     def _bitset(self, packed: bytes | None) -> npt.NDArray[np.bool_] | None:
