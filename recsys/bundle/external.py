@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.bundle.manifest import FileEntry, check_sizes, verify_files, verify_once
+from recsys.bundle.manifest import FileEntry, check_sizes, corrupt, verify_files, verify_once
 from recsys.catalog.arrays import load_json
 from recsys.errors import CorruptionError, DataError
 from recsys.storage import sha256_file, write_json_atomically
@@ -80,9 +80,10 @@ class ExternalModel:
             markers: see `recsys.bundle.manifest.verify_once`.
 
         Raises:
-            CorruptionError: names the first file that is missing, cut or changed.
+            CorruptionError: names the first file that is missing, cut, changed or came in addition.
         """
         try:
+            _check_added(self.directory, self.files)
             if not hashes:
                 check_sizes(self.directory, self.files)
             elif markers is None:
@@ -94,11 +95,23 @@ class ExternalModel:
                 f"the imported model is not as it was: {error.message}",
                 field="file",
                 value=error.value,
-                remedy="put the file back, or import the model again",
+                remedy="put the folder back as it was, or import the model again",
             ) from error
 
 
 def describe_model(directory: Path) -> dict[str, FileEntry]:
     """Checksum what a model and its tokenizer are read from."""
-    found = (path for path in sorted(directory.iterdir()) if path.is_file() and _READ.fullmatch(path.name))
-    return {path.name: FileEntry(sha256_file(path), path.stat().st_size) for path in found}
+    return {path.name: FileEntry(sha256_file(path), path.stat().st_size) for path in _read_from(directory)}
+
+
+def _read_from(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.iterdir()) if path.is_file() and _READ.fullmatch(path.name)]
+
+
+def _check_added(directory: Path, files: dict[str, FileEntry]) -> None:
+    """Raise `CorruptionError` where a file would be read that was not there at the import."""
+    if not directory.is_dir():
+        return  # then its files are missing, too
+    for path in _read_from(directory):
+        if path.name not in files:
+            raise corrupt(path, f"{path.name} was added")
