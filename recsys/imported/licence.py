@@ -47,7 +47,7 @@ def _front_matter(path: Path) -> str:
         return ""
     try:
         values: Any = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return ""
     if not isinstance(values, dict):
         return ""

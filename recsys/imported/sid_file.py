@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,7 +54,7 @@ def read_sids(path: Path, pattern: str) -> dict[str, tuple[str, ...]]:
         raise InputError("no such SID file", field="sids", value=str(path), remedy="give the file that names the SIDs")
     try:
         pairs = _from_parquet(path) if path.suffix == ".parquet" else _from_json(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, pa.ArrowException) as error:
         raise InputError(
             f"the SID file cannot be read: {error}",
             field="sids",

@@ -53,7 +53,7 @@ class Template:
         """
         try:
             values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bytes, dates
             raise ConfigError(f"the template cannot be read: {error}", field="template", value=str(path)) from error
         if not isinstance(values, dict):
             raise ConfigError("a template is a mapping", field="template", value=values)
@@ -72,6 +72,8 @@ class Template:
             if isinstance(value, tuple) and all(isinstance(text, str) for text in value):
                 return value
         elif type(value) is type(getattr(self, name)) and (name != "max_history" or value >= 1):
+            if name == "pattern":
+                _check_pattern(value)
             return value
         raise ConfigError("not a value of this field", field=f"template.{name}", value=value)
 
@@ -96,6 +98,18 @@ class Template:
             *(number for text in first for number in vocabulary.ids(text)),
             *vocabulary.ids(last + history + self.suffix),
         ]
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        pattern.format(letter="a", code=0)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "the pattern cannot be filled in",
+            field="template.pattern",
+            value=pattern,
+            remedy="its only placeholders are {letter} and {code}",
+        ) from error
 
 
 _PREDICT: Final = "Can you predict the next possible item that the user may expect?"

@@ -17,6 +17,8 @@ from recsys.imported.licence import read_licence
         ({"README.md": "license: mit", "LICENSE": "\n   Apache License\n  Version 2.0"}, "apache-2.0"),
         ({"README.md": "---\n- a list\n---\n"}, "unknown"),
         ({"README.md": "---\nlicense: [\n---\n", "LICENCE": "MIT License\n\nCopyright"}, "mit"),
+        ({"README.md": "---\nlicense: mit\ndate: 2024-99-99\n---\n", "LICENSE": "MIT License"}, "mit"),
+        ({"README.md": "---\na: " + "[" * 100_000 + "\n---\n"}, "unknown"),
         ({"LICENSE.txt": "\nSOME RESEARCH LICENSE AGREEMENT\nRelease date"}, "SOME RESEARCH LICENSE AGREEMENT"),
         ({"LICENSE": "\n \n"}, "unknown"),
     ],

@@ -58,6 +58,7 @@ def test_tables_are_read(names: tuple[str, str], values: list[object], tmp_path:
     [
         ("{", "cannot be read"),
         ("[1]", "cannot be read"),
+        pytest.param('{"a": ' + "[" * 200_000, "cannot be read", id="deep"),
         ("{}", "names no item"),
         ('{"a": [1, 2], "b": [1]}', "'b' has not 2 codes"),
         ('{"a": [1], "a": [2]}', "named twice"),
@@ -72,6 +73,15 @@ def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_sids(path, PATTERN)
+
+
+def test_damaged_archives_are_named(tmp_path: Path) -> None:
+    path = as_gzip(tmp_path / "x.json.gz", {str(item): [item, 1] for item in range(1_000)})
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole[:200] + b"\xff" * 200 + whole[400:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read"):
+            read_sids(path, PATTERN)
 
 
 def test_a_missing_file_and_a_table_without_the_columns(tmp_path: Path) -> None:
