@@ -122,7 +122,7 @@ class BundleWatcher:
         """Whether a version runs already or was refused a moment ago."""
         running = self._engine.versions
         if running is not None and running.bundle == version:
-            self.refused = None
+            self.refused = self._tried = None  # what was refused before is tried at once when it is set again
             return True
         return version == self._tried and time.monotonic() < self._again
 

@@ -61,12 +61,15 @@ def engine() -> InProcessEngine:
 def test_a_refused_bundle_leaves_the_one_before(
     two_versions: Registry, server_settings: Settings, engine: InProcessEngine
 ) -> None:
-    settings = server_settings.model_copy(update={"registry": two_versions.root})
+    hour = timedelta(hours=1)
+    settings = server_settings.model_copy(update={"registry": two_versions.root, "bundle_poll": hour})
     metrics = EngineMetrics()
     watcher = BundleWatcher(settings, engine, metrics)
     old, new = two_versions.versions()
     asyncio.run(watcher.look())
-    (two_versions.path(new) / "codes.npy").write_bytes(b"spoiled")
+    codes = two_versions.path(new) / "codes.npy"
+    good = codes.read_bytes()
+    codes.write_bytes(b"spoiled")
     two_versions.set_current(new)
     asyncio.run(watcher.look())
     assert engine.versions is not None
@@ -77,6 +80,10 @@ def test_a_refused_bundle_leaves_the_one_before(
     assert watcher.refused is None
     loaded = metrics.registry.get_sample_value("windfire_bundle_reloads_total", {"result": "loaded"})
     assert loaded == 1, "what runs is not loaded again"
+    codes.write_bytes(good)
+    two_versions.set_current(new)
+    asyncio.run(watcher.look())
+    assert engine.versions.bundle == new, "set again it is tried at once"
     engine.close()
 
 
