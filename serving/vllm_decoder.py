@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
+import structlog
 
 from recsys.backends.vllm_format import Question, Wanted, pack_shared
 from recsys.backends.vllm_identity import Origin, export_id
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _CONNECTIONS: Final = 64  # that are kept open between requests
 _READ: Final = 1 << 16  # bytes
 _NO_ITEMS: Final = np.empty(0, dtype=np.int32)
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class VllmDecoder:
@@ -44,6 +46,9 @@ class VllmDecoder:
 
     The requests of a batch are sent at once, each on a connection of its own, and vLLM puts them into its own batches.
     All of a call's answers must be there within one timeout, from the first connection on.
+
+    What clients are told of a failure is that the model cannot be asked; the reason is the operator's: it stands in the
+    error's remedy, and in the log once, until it changes or vLLM answers again.
 
     Args:
         url: of the server, `http://host:port`.
@@ -54,6 +59,7 @@ class VllmDecoder:
 
     Attributes:
         export_id: as given.
+        address: host and port that are asked.
         idle: connections that are open and not in use.
     """
 
@@ -70,13 +76,16 @@ class VllmDecoder:
     ) -> None:
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
-        self._address = parts.hostname or "", parts.port
+        usual = http.client.HTTPS_PORT if self._secure else http.client.HTTP_PORT
+        # http.client would take the last group of an IPv6 address for the port that is not given
+        self.address = parts.hostname or "", usual if parts.port is None else parts.port
         self._path = f"{parts.path.rstrip('/')}/pooling"
         self.export_id = export_id
         self._config = config
         self._seconds = timeout.total_seconds()
         self._clock = clock
         self._lock = Lock()
+        self._reason: str | None = None  # of the last failure, None after an answer
         self.idle: list[http.client.HTTPConnection] = []
         weakref.finalize(self, _close_all, self.idle)  # a reload drops the decoder of the bundle before
 
@@ -134,6 +143,7 @@ class VllmDecoder:
         ]
         answers = self._ask([orjson.dumps({"data": question.to_json()}) for question in questions])
         ranked = [self._ranked(answer) for answer in answers]
+        self._reason = None
         positions = 1 + (self._config.levels if self._config.placeholders else 0)
         tokens = sum(len(history) * self._config.levels + positions for history in kept)
         return DecodeResult(ranked, Spent(len(kept), tokens, sum(int(answer["widened"]) for answer in answers)))
@@ -155,8 +165,7 @@ class VllmDecoder:
                 connection.close()
             if isinstance(error, OSError | http.client.HTTPException):
                 slow = isinstance(error, TimeoutError)
-                what = f"vLLM did not answer within {self._seconds:g} s" if slow else f"vLLM cannot be asked: {error!r}"
-                raise UnavailableError(what, field="vllm_url", value=self._address) from error
+                raise self._away(f"no answer within {self._seconds:g} s" if slow else repr(error)) from error
             raise
         with self._lock:
             self.idle += open_[: max(0, _CONNECTIONS - len(self.idle))]
@@ -177,7 +186,7 @@ class VllmDecoder:
 
     def _send_anew(self, body: bytes, deadline: float) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(*self._address, timeout=self._left(deadline))
+        connection = kind(*self.address, timeout=self._left(deadline))
         try:
             connection.connect()
             self._send(connection, body, deadline)
@@ -231,15 +240,23 @@ class VllmDecoder:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             message, field = "no readable answer", None
         if field == "export_id":
-            raise UnavailableError(
-                f"vLLM runs another model than the bundle: {message}",
-                field="export_id",
-                value=self.export_id,
-                remedy="`windfire export-vllm` of the bundle that is served, then start vLLM over it",
+            raise self._away(
+                "vLLM runs another model than the bundle",
+                f"{message}; `windfire export-vllm` of the bundle that is served, then start vLLM over it",
             )
         if status == http.HTTPStatus.BAD_REQUEST:
             raise InputError(f"vLLM refused the request: {message}", field=field)
-        raise UnavailableError(f"vLLM answered {status}: {message}")
+        raise self._away(f"status {status}", message)
+
+    def _away(self, reason: str, detail: str = "") -> UnavailableError:
+        """The error for a failure of vLLM, which is logged if the one before was another."""
+        if reason != self._reason:
+            _log.warning("vllm_failed", address=self.address, reason=reason, detail=detail)
+        self._reason = reason
+        said = f"{reason}: {detail}" if detail else reason
+        return UnavailableError(
+            "the model cannot be asked", field="vllm_url", value=self.address, remedy=f"look after vLLM: {said}"
+        )
 
     def _ranked(self, answer: dict[str, Any]) -> Ranked:
         """What an answer ranks, if it can be this model's."""
@@ -248,10 +265,10 @@ class VllmDecoder:
             items = np.array(cast("list[int]", answer["items"]), dtype=np.int32)
             scores = np.array(cast("list[float]", answer["scores"]), dtype=np.float32)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UnavailableError(f"vLLM's answer has another form: {error!r}") from error
+            raise self._away("an answer of another form", repr(error)) from error
         inside = not len(items) or bool(items.min() >= 0 and items.max() < self._config.num_items)
         if not same or not inside or items.shape != scores.shape:
-            raise UnavailableError("vLLM's answer is not of the model that was asked")
+            raise self._away("an answer that is not of the model that was asked")
         return Ranked(items, scores)
 
 

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -160,7 +160,7 @@ def test_a_slow_server_is_left_at_the_timeout(served_bundle: Bundle, fake: FakeV
     fake.reply = slow
     decoder = VllmDecoder.of(served_bundle, fake.url, timeout=timedelta(milliseconds=200))
     began = time.monotonic()
-    with pytest.raises(UnavailableError, match=r"did not answer within 0\.2 s"):
+    with pytest.raises(UnavailableError, match=r"no answer within 0\.2 s"):
         decode(decoder)
     assert time.monotonic() - began < 2
     released.set()
@@ -175,7 +175,7 @@ def test_a_server_that_is_not_there_is_unavailable(served_bundle: Bundle) -> Non
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(UnavailableError, match="cannot be asked"):
+        with pytest.raises(UnavailableError, match="ConnectionRefusedError"):
             decode(VllmDecoder.of(served_bundle, url, timeout=LONG))
 
 
@@ -215,6 +215,33 @@ def test_what_is_no_answer_is_an_error_and_the_next_request_is_answered(
     assert len(decode(remote).ranked) == len(HISTORIES)
 
 
+def test_a_failure_is_logged_once_per_change_of_reason(
+    remote: VllmDecoder, fake: FakeVllm, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    def fail(status: int) -> None:
+        fake.reply = lambda _: (status, {"error": {"message": "secret path"}})
+        with pytest.raises(UnavailableError) as raised:
+            decode(remote)
+        assert raised.value.message == "the model cannot be asked"
+        assert "secret path" in raised.value.remedy
+
+    for status in (500, 500, 503):
+        fail(status)
+    fake.reply = fake.answer
+    decode(remote)
+    fail(503)
+    reasons = [line["reason"] for line in log_lines if line["event"] == "vllm_failed"]
+    assert reasons == ["status 500", "status 503", "status 503"]
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [("http://[::1]", ("::1", 80)), ("https://[::1]/x", ("::1", 443)), ("http://h:8000", ("h", 8000))],
+)
+def test_a_url_without_a_port_has_the_usual_one(served_bundle: Bundle, url: str, address: tuple[str, int]) -> None:
+    assert VllmDecoder.of(served_bundle, url, timeout=LONG).address == address
+
+
 def test_what_cannot_be_asked_is_refused(remote: VllmDecoder, served_bundle: Bundle) -> None:
     with pytest.raises(InputError):
         decode(remote, k=0)
@@ -238,7 +265,8 @@ def test_the_service_answers_through_vllm(server_settings: Settings, fake: FakeV
         assert fake.connections == before  # the trial at the start has opened it
         answer = found.json()
         fake.reply = lambda data: (500, {"error": {"message": "broken"}})
-        assert client.post("/v1/recommend", json=question).status_code == 503
+        refused = client.post("/v1/recommend", json=question)
+        assert (refused.status_code, refused.json()["message"]) == (503, "the model cannot be asked")
         fake.reply = fake.answer
         assert client.post("/v1/recommend", json=question).status_code == 200
     assert [item["item_id"] for item in answer["items"]] == [item["item_id"] for item in expected["items"]]
