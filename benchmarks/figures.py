@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parent.parent
 FIGURES: Final = ROOT / "docs" / "figures"
 _MARK: Final = "measured at"
+_DIRTY: Final = "-dirty"
 _PACKAGES: Final = ("torch", "numpy", "scipy", "faiss-cpu", "pyspark")
 
 
@@ -78,9 +79,10 @@ class Report:
         """
         measured = {_subject(figure.name) for figure in self.figures}
         kept = [figure for figure in earlier.figures if _subject(figure.name) not in measured]
-        commit, cpu = (earlier.environment.get(name, "unknown") for name in ("git_commit", "cpu"))
+        commit, cpu = (str(earlier.environment.get(name, "unknown")) for name in ("git_commit", "cpu"))
         elsewhere = cpu != self.environment.get("cpu")
-        if elsewhere or commit != self.environment.get("git_commit"):
+        # the file of figures itself, half filled, makes the checkout dirty
+        if elsewhere or commit.removesuffix(_DIRTY) != str(self.environment.get("git_commit")).removesuffix(_DIRTY):
             place = f"{_MARK} {commit}{f' on {cpu}' if elsewhere else ''}"
             kept = [
                 figure if _MARK in figure.note else replace(figure, note=f"{figure.note}; {place}".lstrip("; "))

@@ -44,7 +44,7 @@ def test_what_a_run_did_not_measure_is_kept_from_an_earlier_one() -> None:
     assert merged.figures[1].note == "1 seed; measured at a"
     again = report("c", "two", old).over(merged)
     assert [figure.note for figure in again.figures] == ["", "1 seed; measured at a"]
-    same = report("a", "one", old).over(report("a", "one", token))
+    same = report("a-dirty", "one", old).over(report("a", "one", token))
     assert same.figures[1].note == "1 seed"
     elsewhere = report("c", "two", old).over(report("a", "one", token))
     assert elsewhere.figures[1].note == "1 seed; measured at a on one"
