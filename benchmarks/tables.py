@@ -91,7 +91,7 @@ def differences_table(dataset: str, figures: Named, methods: Mapping[str, Any]) 
         [methods[method]["title"], methods[other]["title"], *_both(dataset, method, other, figures)]
         for method in _measured(dataset, figures, methods)
         for other in methods[method]["against"]
-        if not _is_ablation(methods[method]) and f"quality.{dataset}.{other}.cpu_minutes" in figures
+        if not _is_ablation(methods[method]) and f"quality.{dataset}.{method}.masked.ndcg@10.minus.{other}" in figures
     ]
     header = ["method", "minus", "NDCG@10", "95 %", "Recall@10", "95 %"]
     return Table(f"{dataset}: differences on the same users, history masked", header, rows)
