@@ -139,8 +139,14 @@ def _of_catalogue(world: World, settings: VerifierSettings, say: Callable[[str],
     nodes = [world.trie.nodes(depth) for depth in range(1, world.trie.levels + 1)]
     say(f"{world.items:,} items, prefixes per depth {nodes}, built in {world.seconds:.2f} s, {world.cpu:.2f} s of CPU")
     figures = list(_of_sets(world, settings, rng))
+    stems = {name: f"decoding.verifier.{name}.items{world.items}" for name in STRUCTURES}
+    decoders = {
+        name: NezhaDecoder(world.model, world.trie, structure=structure) for name, structure in STRUCTURES.items()
+    }
+    # before anything changes: items added for one structure would be in the way of the next
+    shares = {name: _share(stem, decoders[name], world, settings, rng) for name, stem in stems.items()}
     for name, structure in STRUCTURES.items():
-        stem = f"decoding.verifier.{name}.items{world.items}"
+        stem = stems[name]
         began, used = time.perf_counter(), time.process_time()
         listing(world.trie, structure)
         seconds, cpu = world.seconds + time.perf_counter() - began, world.cpu + time.process_time() - used
@@ -149,9 +155,7 @@ def _of_catalogue(world: World, settings: VerifierSettings, say: Callable[[str],
             Figure(f"{stem}.bytes_per_item", held / world.items, "bytes", n=world.items),
             Figure(f"{stem}.build_s", seconds, "seconds", note=f"trie, live catalogue, children; {cpu:.2f} s of CPU"),
         ]
-        decoder = NezhaDecoder(world.model, world.trie, structure=structure)
-        figures += _share(stem, decoder, world, settings, rng)
-        figures += _changes(stem, decoder, world, settings, rng)
+        figures += [*shares[name], *_changes(stem, decoders[name], world, settings, rng)]
         shown = [f"{figure.name.rsplit('.', 1)[1]} {figure.value:.4g}" for figure in figures if stem in figure.name]
         say(f"{name}: {', '.join(shown)}")
     return figures
