@@ -12,7 +12,7 @@ import numpy as np
 from recsys.decoding import trie_kernels
 from recsys.decoding.added import AddedSnapshot
 from recsys.decoding.log_prior import Bounds
-from recsys.decoding.packed import bits_at, bits_of, bools_of
+from recsys.decoding.packed import bits_of, bools_of
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,15 +137,8 @@ class RequestMask:
     def keeps(self, items: Ints) -> Bools:
         """(n,) bool, whether each of these items may be shown; asked last, so that a removal counts at once."""
         if self.added is not None:
-            kept = self.added.members.holds(items)
-        elif self.live.shared is not None:
-            kept = bits_at(self.live.shared, items)
-        else:
-            kept = np.ones(len(items), dtype=np.bool_)
-        if len(self.excluded):
-            at = np.minimum(np.searchsorted(self.excluded, items), len(self.excluded) - 1)
-            kept = kept & (self.excluded[at] != items)
-        return kept
+            return self.added.members.holds(items) & trie_kernels.shown(_EVERY, self.excluded, items)
+        return trie_kernels.shown(_EVERY if self.live.shared is None else self.live.shared, self.excluded, items)
 
 
 class EligibilityIndex:
@@ -266,6 +259,8 @@ class EligibilityIndex:
         frozen = excluded[: excluded.searchsorted(trie.items)]
         shared = _EVERY if live.shared is None else live.shared
         leaves = trie_kernels.leaves_of_live(frozen, shared, trie.item_leaf.data)
+        if added is None and live.counts:
+            return excluded, len(leaves), self._emptied(live, leaves)
         newer, below = _NO_ITEMS, None
         if added is not None and len(frozen) < len(excluded):
             newer = excluded[len(frozen) :]
@@ -278,6 +273,14 @@ class EligibilityIndex:
                 named = np.sort(np.concatenate([nodes, below[depth - 1][below[depth - 1] >= 0]]))
             dead.append(trie_kernels.emptied(named, self._living(live, depth, named)))
         return excluded, len(leaves) + len(newer), tuple(reversed(dead))
+
+    def _emptied(self, live: LivePrefixes, leaves: Ints) -> tuple[Ints, ...]:
+        """Per depth the nodes that the excluded items' leaves, with repetition, leave without a live item."""
+        nodes, dead = leaves, [trie_kernels.emptied(leaves, self._living(live, self._trie.levels, leaves))]
+        for start, counts in zip(self._trie.child_start[:0:-1], live.counts[::-1], strict=True):
+            nodes, empty = trie_kernels.above(start, nodes, counts)
+            dead.append(empty)
+        return tuple(reversed(dead))
 
     def _living(self, live: LivePrefixes, depth: int, nodes: Ints) -> npt.NDArray[np.integer]:
         """(m,) live items below nodes."""

@@ -37,9 +37,14 @@ def _start(words: Words, sample: Start, leaf: np.int64) -> np.int64:
     if not len(sample):
         return np.int64(leaf)
     at = np.int64(sample[leaf >> 6])
-    left = leaf & 63  # set bits between the sample's and the one that is looked for
+    return _select(words, at, words[at >> 6], leaf & 63)
+
+
+@compiled
+def _select(words: Words, at: np.int64, word: np.uint64, left: np.int64) -> np.int64:
+    """Place of the set bit that stands `left` set bits behind the one at a place; `word` is the place's."""
     place = at >> 6
-    word = words[place] >> np.uint64(at & 63)
+    word = word >> np.uint64(at & 63)
     count = _ones(word)
     while left >= count:
         left -= count
@@ -109,13 +114,11 @@ def parents(start: Start, nodes: Ints) -> Ints:
     """(m,) parent of each node; every parent has a child, so that `start` rises strictly."""
     found = np.empty(len(nodes), np.int64)
     for at, node in enumerate(nodes):
-        low, high = 0, len(start) - 1
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if start[middle] <= node:
-                low = middle
-            else:
-                high = middle
+        low, left = 0, len(start) - 1
+        while left > 1:  # written so that the comparison becomes a choice and not a jump
+            half = left >> 1
+            low = low + half if start[low + half] <= node else low
+            left -= half
         found[at] = low
     return found
 
@@ -152,17 +155,32 @@ def live_below(shared: Bits, items: Bits, words: Words, sample: Start, leaves: I
         sample: see `SidTrie.leaf_sample`.
         leaves: (m,).
     """
-    found = np.zeros(len(leaves), np.int32)
-    for at, leaf in enumerate(leaves):
-        first, end = _start(words, sample, leaf), _start(words, sample, leaf + 1)
-        if not len(shared):
-            found[at] = end - first
-            continue
-        for place in range(first, end):
-            item = np.int64(0)
-            for byte in range(items.shape[1]):
-                item |= np.int64(items[place, byte]) << (8 * byte)
-            found[at] += (shared[item >> 3] >> (item & 7)) & 1
+    count = len(leaves)
+    found, first = np.empty(count, np.int32), leaves.copy()
+    # pass after pass: the loads of one do not wait for each other, as those of one leaf do
+    if len(sample):
+        word = np.empty(count, np.uint64)
+        for at in range(count):
+            first[at] = sample[leaves[at] >> 6]
+        for at in range(count):
+            word[at] = words[first[at] >> 6]
+        for at in range(count):
+            first[at] = _select(words, first[at], word[at], leaves[at] & 63)
+    item = np.zeros(count, np.int64)
+    for at in range(count):
+        for byte in range(items.shape[1]):
+            item[at] |= np.int64(items[first[at], byte]) << (8 * byte)
+    for at in range(count):
+        found[at] = (shared[item[at] >> 3] >> (item[at] & 7)) & 1 if len(shared) else 1
+    if len(words):
+        for at in range(count):
+            place = first[at] + 1
+            while not (words[place >> 6] >> np.uint64(place & 63)) & np.uint64(1):
+                more = np.int64(0)
+                for byte in range(items.shape[1]):
+                    more |= np.int64(items[place, byte]) << (8 * byte)
+                found[at] += (shared[more >> 3] >> (more & 7)) & 1 if len(shared) else 1
+                place += 1
     return found
 
 
@@ -263,13 +281,12 @@ def leaves_of_live(items: Ints, shared: Bits, item_leaf: npt.NDArray[np.uint8]) 
     """
     found = np.empty(len(items), np.int64)
     at = 0
-    for item in items:
-        if not len(shared) or (shared[item >> 3] >> (item & 7)) & 1:
-            leaf = np.int64(0)
-            for byte in range(item_leaf.shape[1]):
-                leaf |= np.int64(item_leaf[item, byte]) << (8 * byte)
-            found[at] = leaf
-            at += 1
+    for item in items:  # no jump depends on what is loaded, so that the loads do not wait for each other
+        leaf = np.int64(0)
+        for byte in range(item_leaf.shape[1]):
+            leaf |= np.int64(item_leaf[item, byte]) << (8 * byte)
+        found[at] = leaf
+        at += (shared[item >> 3] >> (item & 7)) & 1 if len(shared) else 1
     return np.sort(found[:at])
 
 
@@ -291,3 +308,37 @@ def emptied(nodes: Ints, counts: npt.NDArray[np.integer]) -> Ints:
                 at += 1
             run = 0
     return found[:at]
+
+
+@compiled
+def above(start: Start, nodes: Ints, counts: Counts) -> tuple[Ints, Ints]:
+    """`parents`, and `emptied` of them by the counts of all nodes of their depth.
+
+    Args:
+        start: (n_d + 1,) where the children of each node begin.
+        nodes: (m,) of the depth below, ascending, with repetition.
+        counts: (n_d,) live items.
+    """
+    found, empty = parents(start, nodes), np.empty(len(nodes), np.int64)
+    at = run = 0
+    for place, node in enumerate(found):
+        run += 1
+        if place + 1 == len(found) or found[place + 1] != node:
+            if counts[node] == run:
+                empty[at] = node
+                at += 1
+            run = 0
+    return found, empty[:at]
+
+
+@compiled
+def shown(shared: Bits, excluded: Ints, items: Ints) -> Bools:
+    """(n,) whether each item is in a set, the empty set standing for every item, and not among (m,) ascending ones."""
+    found = np.empty(len(items), np.bool_)
+    for at, item in enumerate(items):
+        found[at] = not len(shared) or (shared[item >> 3] >> (item & 7)) & 1
+        if len(excluded):
+            near = np.searchsorted(excluded, item)
+            if near < len(excluded) and excluded[near] == item:
+                found[at] = False
+    return found
