@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -75,8 +76,8 @@ class LivePrefixes:
 
     Attributes:
         shared: the frozen items in it, (ceil(I / 8),) uint8; None where all are.
-        counts: for depth d in 1..L-1 (index d - 1), (n_d,) int32 live items under each node; () where every frozen item
-            is live and nothing was added. Those of a leaf are counted when they are asked for.
+        counts: for depth d in 1..L-1 (index d - 1), (n_d,) int32 live items under each node. Those of a leaf are
+            counted when they are asked for.
         alive: for depth d in 1..L, the nodes with a live item; () where all have one.
         tally: (2,) int64, the number of live items, and how often all this was changed in place.
         added: the added items in it; None where the catalogue does not change.
@@ -159,8 +160,6 @@ class EligibilityIndex:
         self._lock = Lock()
         # the array is held with its entry, so that its id cannot be given to another array
         self._known: OrderedDict[tuple[int, int], tuple[Bools, LivePrefixes]] = OrderedDict()
-        self._ranges = trie.leaf_ranges()
-        self._everything = LivePrefixes(None, (), (), np.array([trie.items, 0]))
 
     def live(self, eligibility: Eligibility) -> LivePrefixes:
         """The live prefixes of a shared bitset.
@@ -234,12 +233,24 @@ class EligibilityIndex:
         counts = np.zeros(trie.nodes(trie.levels - 1), dtype=np.int32)
         leaves = np.zeros(-(-trie.nodes(trie.levels) // 8), dtype=np.uint8)
         trie_kernels.count_live(shared, trie.leaf_item.data, trie.leaf_words, trie.child_start[-1], counts, leaves)
-        per_depth, alive = [counts], [leaves]
-        for start in trie.child_start[-2::-1]:  # from depth L - 2 up to the root
-            alive.append(bits_of(per_depth[-1] > 0))
-            per_depth.append(np.add.reduceat(per_depth[-1], start[:-1], dtype=np.int32) if len(counts) else counts)
-        total = np.array([per_depth[-1].sum(), 0], dtype=np.int64)
-        return LivePrefixes(shared, tuple(per_depth[-2::-1]), tuple(reversed(alive)), total, added)
+        per_depth = self._upwards(counts)
+        alive = [*(bits_of(depth > 0) for depth in per_depth), leaves]
+        total = np.array([per_depth[0].sum() if trie.levels > 1 else counts.sum(), 0], dtype=np.int64)
+        return LivePrefixes(shared, per_depth, tuple(alive), total, added)
+
+    @cached_property
+    def _everything(self) -> LivePrefixes:
+        """Every frozen item is live."""
+        trie = self._trie
+        counts = np.diff(trie.starts(trie.child_start[-1].astype(np.int64))).astype(np.int32)
+        return LivePrefixes(None, self._upwards(counts), (), np.array([trie.items, 0]))
+
+    def _upwards(self, counts: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], ...]:
+        """From live items under the nodes of depth L - 1, (n_{L-1},), to those of depths 1..L-1."""
+        per_depth = [counts]
+        for start in self._trie.child_start[-2:0:-1]:  # from depth L - 2 up to 1
+            per_depth.append(np.add.reduceat(per_depth[-1], start[:-1], dtype=np.int32))
+        return tuple(reversed(per_depth)) if self._trie.levels > 1 else ()
 
     def _exclude(
         self, live: LivePrefixes, added: AddedSnapshot | None, items: npt.NDArray[np.integer]
@@ -259,7 +270,7 @@ class EligibilityIndex:
         frozen = excluded[: excluded.searchsorted(trie.items)]
         shared = _EVERY if live.shared is None else live.shared
         leaves = trie_kernels.leaves_of_live(frozen, shared, trie.item_leaf.data)
-        if added is None and live.counts:
+        if added is None:
             return excluded, len(leaves), self._emptied(live, leaves)
         newer, below = _NO_ITEMS, None
         if added is not None and len(frozen) < len(excluded):
@@ -284,14 +295,9 @@ class EligibilityIndex:
 
     def _living(self, live: LivePrefixes, depth: int, nodes: Ints) -> npt.NDArray[np.integer]:
         """(m,) live items below nodes."""
-        trie = self._trie
-        if depth == trie.levels:
-            shared = _EVERY if live.shared is None else live.shared
-            return living_leaves(trie, shared, live.added, nodes)
-        if live.counts:
+        if depth < self._trie.levels:
             return live.counts[depth - 1][nodes]
-        ranges = self._ranges[depth]
-        return trie.starts(ranges[nodes + 1].astype(np.int64)) - trie.starts(ranges[nodes].astype(np.int64))
+        return living_leaves(self._trie, _EVERY if live.shared is None else live.shared, live.added, nodes)
 
 
 def living_leaves(trie: SidTrie, shared: Bits, added: LiveAdded | None, leaves: Ints) -> npt.NDArray[np.int32]:

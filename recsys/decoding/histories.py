@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -45,15 +45,17 @@ def pad_histories(
     padded = np.full((len(kept), width), PADDING, dtype=np.int64)
     for row, history in enumerate(kept):
         if len(history):
-            _check(int(history.min()), int(history.max()), items)
             padded[row, : len(history)] = history
+            given = padded[row, : len(history)]
+            if int(given.view(np.uint64).max()) >= items:  # a negative number is a large one there
+                _refuse(given, items)
     found, lengths = torch.from_numpy(padded), torch.from_numpy(np.array(sizes, dtype=np.int64))
     return (found, lengths) if device == _CPU else (found.to(device), lengths.to(device))
 
 
-def _check(lowest: int, highest: int, items: int) -> None:
-    if lowest < 0 or highest >= items:
-        raise InputError(f"items of a history must lie in 0..{items - 1}", field="histories", value=(lowest, highest))
+def _refuse(history: npt.NDArray[np.int64], items: int) -> NoReturn:
+    value = (int(history.min()), int(history.max()))
+    raise InputError(f"items of a history must lie in 0..{items - 1}", field="histories", value=value)
 
 
 def counts(histories: Sequence[npt.NDArray[np.integer]], limit: int) -> list[int]:
