@@ -221,6 +221,11 @@ class Schedule:
         for ticket in held:
             self._return(ticket, reason)
 
+    def positions_of(self, number: int) -> tuple[int, ...]:
+        """The positions of a ticket that is at work; none where it is not."""
+        held = self._tickets.get(number)
+        return () if held is None else held[1].positions
+
     def ready(self) -> tuple[int, ...] | None:
         """The positions of the batch to train now, ascending, or None while one of its groups is missing."""
         positions = tuple(self.plan.batch_positions(self.version))
