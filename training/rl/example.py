@@ -25,7 +25,7 @@ class BanditRollout:
         self._logits = np.zeros((0, 0))
 
     def load(self, weights: Arrays) -> None:
-        """Take the logits. (prompts, items)"""
+        """Take the logits. (prompts, items)."""
         self._logits = weights["logits"]
 
     def roll(self, prompt_ids: NDArray[np.int64], weights_version: int, seeds: NDArray[np.int64]) -> Arrays:
@@ -50,7 +50,7 @@ class BanditReward:
         self._items = int(options["items"])
 
     def score(self, groups: Arrays) -> Arrays:
-        """Rewards and advantages normalised within each group. (n, G)"""
+        """Rewards and advantages normalised within each group. (n, G)."""
         rewards = (groups["items"] == groups["prompt_ids"][:, None] % self._items).astype(np.float64)
         centred = rewards - rewards.mean(1, keepdims=True)
         return {"rewards": rewards, "advantages": centred / (rewards.std(1, keepdims=True) + _EPSILON)}
@@ -83,7 +83,7 @@ class BanditLearner:
         return {"loss": loss.item(), "reward": float(batch["rewards"].mean())}
 
     def weights(self) -> Arrays:
-        """The logits. (prompts, items)"""
+        """The logits. (prompts, items)."""
         return {"logits": self._logits.detach().numpy().copy()}
 
     def state(self) -> Arrays:

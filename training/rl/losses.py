@@ -73,9 +73,7 @@ def cispo(now: Tensor, old: Tensor, advantages: Tensor, *, low: float = 0.2, hig
     return -_ratio(now, old).clamp(1 - low, 1 + high) * advantages[..., None] * now
 
 
-def policy_loss(
-    name: LossName, now: Tensor, old: Tensor, advantages: Tensor, mask: Tensor | None = None
-) -> Tensor:
+def policy_loss(name: LossName, now: Tensor, old: Tensor, advantages: Tensor, mask: Tensor | None = None) -> Tensor:
     """One of the losses, with its own defaults, averaged over the tokens that `mask` keeps.
 
     Args:
@@ -95,7 +93,9 @@ def policy_loss(
         raise DataError("unknown loss", field="loss", value=name, remedy=f"choose of {', '.join(get_args(LossName))}")
     if now.shape != old.shape or now.shape[:-1] != advantages.shape:
         shapes = f"{tuple(now.shape)}, {tuple(old.shape)}, {tuple(advantages.shape)}"
-        raise DataError("shapes differ", field="log-probs, old, advantages", value=shapes, remedy="give (n, G, L) and (n, G)")
+        raise DataError(
+            "shapes differ", field="log-probs, old, advantages", value=shapes, remedy="give (n, G, L) and (n, G)"
+        )
     if mask is None:
         return _LOSSES[name](now, old, advantages).mean()
     kept = mask.sum()

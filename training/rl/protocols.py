@@ -87,4 +87,6 @@ class Part:
     def __post_init__(self) -> None:
         module, colon, name = self.factory.partition(":")
         if not (module and colon and name):
-            raise DataError("not a factory", field="factory", value=self.factory, remedy='write "package.module:callable"')
+            raise DataError(
+                "not a factory", field="factory", value=self.factory, remedy='write "package.module:callable"'
+            )

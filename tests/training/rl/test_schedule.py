@@ -146,7 +146,8 @@ def test_pinned_groups_are_rolled_out_again_by_the_same_version() -> None:
     first = schedule.issue_rollout("a")
     schedule.lost("a", "killed")
     again = schedule.issue_rollout("b")
-    assert first is not None and again is not None
+    assert first is not None
+    assert again is not None
     assert (first.version, again.version) == (1, 1)
     assert (first.positions, again.positions) == ((4, 5), (4,))  # alone, to find out which one kills
 
@@ -183,10 +184,12 @@ def test_a_version_outside_the_run_is_refused() -> None:
 def test_stages_of_tickets() -> None:
     schedule = Schedule(Plan(prompts=1))
     ticket = schedule.issue_rollout("a")
-    assert ticket is not None and ticket.stage is Stage.ROLLING
+    assert ticket is not None
+    assert ticket.stage is Stage.ROLLING
     assert schedule.positions_of(ticket.number) == (0,)
     schedule.complete("a", ticket.number)
     scoring = schedule.issue_scoring("r")
-    assert scoring is not None and scoring.stage is Stage.SCORING
+    assert scoring is not None
+    assert scoring.stage is Stage.SCORING
     assert schedule.complete("another", scoring.number) is None
     assert schedule.ready() is None
