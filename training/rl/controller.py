@@ -1,4 +1,4 @@
-"""The controller: keeps the children at work, holds the buffer and feeds the learner. All decisions are `Schedule`'s."""
+"""The controller keeps the children at work, holds the buffer and feeds the learner; `Schedule` decides everything."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Settings:
         checkpoint_every: training steps; the last step is always kept.
         seconds: most time for one assignment or step; a child that takes longer is killed.
         start_seconds: most time for a child to start.
-        restarts: replacements in a row, for one role, of children that did nothing useful; also of the learner in all.
+        restarts: replacements per child of a role without a result of that role between them; of the learner in all.
     """
 
     plan: Plan
@@ -132,7 +132,7 @@ class Controller:
         self._events: queue.Queue[Event] = queue.Queue()
         self._names = itertools.count()
         self._workers: dict[str, Worker] = {}
-        self._idle_deaths: dict[str, int] = {}
+        self._lost: dict[str, int] = {}
         self._buffer: dict[int, Arrays] = {}  # groups by position of the stream
         self._tickets = itertools.count()  # of training steps
         self._schedule: Schedule | None = None  # known when the learner has read its checkpoint
@@ -287,7 +287,7 @@ class Controller:
         ticket = self.schedule.complete(worker.name, number)
         if ticket is None:
             return
-        self._idle_deaths[worker.role] = 0
+        self._lost[worker.role] = 0
         for position, group in zip(ticket.positions, groups, strict=True):
             if ticket.stage is Stage.ROLLING:
                 self._buffer[position] = {**group, **self._labels(position, ticket.version)}
@@ -335,10 +335,11 @@ class Controller:
         if role != "learner" and self._schedule is not None:
             self._schedule.lost(worker.name, reason)
         # The learner's are never forgiven: one that dies at every second step would never come to the end.
-        self._idle_deaths[role] = self._idle_deaths.get(role, 0) + 1
-        if self._idle_deaths[role] > self._settings.restarts:
+        self._lost[role] = self._lost.get(role, 0) + 1
+        children = {"rollout": self._settings.rollout_workers, "reward": self._settings.reward_workers}.get(role, 1)
+        if self._lost[role] > self._settings.restarts * children:
             raise RunError(
-                f"{self._idle_deaths[role]} processes of the {role} were lost, the last because {reason}",
+                f"{self._lost[role]} processes of the {role} were lost, the last because {reason}",
                 field="restarts",
                 value=str(self._settings.restarts),
                 remedy="look at what they wrote to standard error; the checkpoint is kept",

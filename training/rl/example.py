@@ -1,4 +1,4 @@
-"""The smallest trainer for the core: a softmax policy over a few items per prompt. A pattern to copy, and its own check.
+"""The smallest trainer for the core: a softmax policy over a few items per prompt. A pattern to copy.
 
 Rollout and reward need NumPy only, so that their processes start without torch.
 """

@@ -116,7 +116,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(0, 3))

@@ -35,7 +35,7 @@ def test_joining_undoes_splitting() -> None:
 def test_groups_that_do_not_fit_are_named() -> None:
     with pytest.raises(DataError, match="no array"):
         split_groups({}, 2)
-    with pytest.raises(DataError, match="given 2 groups.*items"):
+    with pytest.raises(DataError, match=r"given 2 groups.*items"):
         split_groups({"items": np.zeros((3, 2))}, 2)
     with pytest.raises(DataError, match="differ in form"):
         join_groups([{"items": np.zeros((1, 2))}, {"items": np.zeros((1, 3))}])
