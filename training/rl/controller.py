@@ -116,7 +116,7 @@ def run(settings: Settings, directory: Path, on_step: Callable[[Controller], Non
         controller.work()
     finally:
         controller.stop()
-    write_json_atomically(directory / REPORT, asdict(controller.report))
+    write_json_atomically(directory / REPORT, asdict(controller.report) | {"settings": asdict(settings)})
     return controller.report
 
 

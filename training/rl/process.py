@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import importlib
 import json
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -170,4 +171,5 @@ def main(role: str, settings: dict[str, Any], connection: Connection) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is the controller's to answer
     main(sys.argv[1], json.loads(sys.argv[2]), Connection(int(sys.argv[3])))

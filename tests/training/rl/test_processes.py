@@ -74,6 +74,9 @@ class Loses(BanditReward):
 
 def stillborn(options):
     raise RuntimeError("no such model")
+
+def dead(options):
+    os._exit(1)
 """
 KILLED = """
 import json, os, signal, sys
@@ -137,7 +140,8 @@ def test_killed_rollout_workers_change_no_bit(alpha: int, tmp_path: Path) -> Non
     assert report.deaths == {"rollout": 2}
     assert sum(report.staleness.values()) == PLAN.positions
     assert max(report.staleness) == alpha
-    assert read_json(tmp_path / "report.json")["version"] == PLAN.steps
+    written = read_json(tmp_path / "report.json")
+    assert (written["version"], written["settings"]["plan"]["alpha"]) == (PLAN.steps, alpha)
     assert report.metrics[11]["reward"] > report.metrics[0]["reward"]
 
 
@@ -155,7 +159,7 @@ def test_a_killed_run_is_continued_to_the_same_bits(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)}
     assert subprocess.run(command, env=environment, timeout=60).returncode == -signal.SIGKILL
     report = run(settings, tmp_path)
-    assert 4 <= report.first_version <= 6  # the learner may have ended the step it was at
+    assert report.first_version == 4  # the last version before 5 that was kept
     assert final_weights(settings, tmp_path) == plain_loop(settings.plan)[-1]["logits"].tobytes()
 
 
@@ -166,7 +170,7 @@ def test_a_dead_reward_worker_loses_no_group(faulty: Settings, tmp_path: Path) -
 
 
 def test_a_stopped_worker_is_given_up(faulty: Settings, tmp_path: Path) -> None:
-    report = run(replace(faulty, seconds=1.0), tmp_path, kill_at(2, "rollout", signal.SIGSTOP))
+    report = run(replace(faulty, seconds=2.0), tmp_path, kill_at(2, "rollout", signal.SIGSTOP))
     assert report.deaths == {"rollout": 2}
     assert report.reissued > 0
 
@@ -182,7 +186,7 @@ def test_the_newest_weights_keep_the_bound(faulty: Settings, tmp_path: Path) -> 
 )
 def test_a_poisoned_prompt_ends_the_run_with_its_name(faulty: Settings, how: str, reason: str, tmp_path: Path) -> None:
     part = Part("faulty_rl_parts:Poisoned", OPTIONS | {"how": how})
-    settings = replace(faulty, plan=replace(PLAN, tries=2), rollout=part, seconds=1.0)
+    settings = replace(faulty, plan=replace(PLAN, tries=2), rollout=part, seconds=2.0)
     with pytest.raises(PoisonedPromptError, match=rf"{reason}.*prompt = '3'"):
         run(settings, tmp_path)
 
@@ -202,6 +206,12 @@ def test_a_failing_learner_ends_the_run(faulty: Settings, tmp_path: Path) -> Non
 def test_a_worker_that_cannot_start_ends_the_run(faulty: Settings, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="rollout failed: RuntimeError: no such model"):
         run(replace(faulty, rollout=Part("faulty_rl_parts:stillborn")), tmp_path)
+
+
+def test_workers_that_die_again_and_again_end_the_run(faulty: Settings, tmp_path: Path) -> None:
+    settings = replace(faulty, rollout=Part("faulty_rl_parts:dead"), rollout_workers=1, restarts=2)
+    with pytest.raises(RunError, match="3 processes of the rollout were lost"):
+        run(settings, tmp_path)
 
 
 def test_another_plan_does_not_continue_a_checkpoint(faulty: Settings, tmp_path: Path) -> None:
