@@ -1,8 +1,8 @@
 """The policy: a finished model, whose probability of an item is the product over its semantic ID's codes.
 
-Each code's probability is the softmax over the children that its prefix has in the model's own trie (the normaliser), not
-over the codebook: no probability falls on semantic IDs that do not exist. The backbone reads without dropout, in rollouts
-and in updates, so that a first update's ratio is 1.
+Each code's probability is the softmax over the children that its prefix has in the model's own trie (the normaliser),
+not over the codebook: no probability falls on semantic IDs that do not exist. The backbone reads without dropout, in
+rollouts and in updates, so that a first update's ratio is 1.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class Policy:
     def states(self, histories: Sequence[npt.NDArray[np.integer]]) -> Tensor:
         """Hidden states behind n histories, (n, L + 1, H), differentiable."""
         config = self.model.config
-        items, lengths = pad_histories(
-            histories, items=config.num_items, limit=config.max_history, device=self.device
-        )
+        items, lengths = pad_histories(histories, items=config.num_items, limit=config.max_history, device=self.device)
         return self.model.encode(items, lengths)
 
     def item_log_probs(self, states: Tensor, items: Tensor) -> Tensor:

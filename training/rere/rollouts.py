@@ -2,8 +2,8 @@
 
 Source: ReRe, arXiv:2510.12211. A beam gives distinct items and is the method; the other two are its ablations.
 
-A group without a hit teaches nothing under the rule reward. A hint (StepHint, arXiv:2507.02841, on the trie) then gives the
-first codes of the target and rolls out the rest below that prefix; one more code as long as there is no hit.
+A group without a hit teaches nothing under the rule reward. A hint (StepHint, arXiv:2507.02841, on the trie) then gives
+the first codes of the target and rolls out the rest below that prefix; one more code as long as there is no hit.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def roll_out(
         if ranker is not None:
             items = _beam(ranker, states[rows], masks, plan)
         else:
-            items = _sampled(policy, states[rows], masks, some, plan, hint, generator)
+            items = _sampled(policy, states[rows], masks, some, plan, generator)
         better = has_hit(items, some.targets) | (hint == 0)  # a hint that does not help is not given
         found[rows[better]], hinted[rows[better]] = items[better], hint
     return Rolled(found, hinted)
@@ -108,7 +108,6 @@ def _sampled(
     masks: Sequence[RequestMask],
     requests: Requests,
     plan: Plan,
-    hint: int,
     generator: torch.Generator,
 ) -> Ints:
     items = np.full((len(masks), plan.group), NO_ITEM, dtype=np.int64)
@@ -148,5 +147,7 @@ def dynamic_choice(drawn: Ints, target: int, group: int) -> Ints:
     hits = drawn[drawn == target][:group]
     others, first, counts = np.unique(drawn[drawn != target], return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))
-    turns = np.concatenate([others[order][counts[order] > turn] for turn in range(int(counts.max(initial=0)))] or [hits])
+    turns = np.concatenate(
+        [others[order][counts[order] > turn] for turn in range(int(counts.max(initial=0)))] or [hits]
+    )
     return np.concatenate([hits, turns])[:group]

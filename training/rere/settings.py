@@ -27,7 +27,9 @@ class RereSettings(BaseModel):
     group: int = Field(16, ge=2, description="rollouts per history")
     beam: int | None = Field(None, ge=1, description="prefixes kept per level; null = the group's size")
     exclude_history: bool = Field(False, description="a history's own items are no rollouts")
-    hint_levels: int = Field(0, ge=0, description="codes of the target given, at most, to groups without a hit; 0 = off")
+    hint_levels: int = Field(
+        0, ge=0, description="codes of the target given, at most, to groups without a hit; 0 = off"
+    )
     reward: Literal["rule", "rank", "rank_only"] = "rank"
     rank_normaliser: Literal["code", "paper"] = "code"
     without_hit: Literal["zero", "keep"] = Field("zero", description="ranking reward of groups without a hit")

@@ -7,7 +7,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -16,7 +15,7 @@ from recsys.bundle.writer import RUN_FORMAT
 from recsys.errors import DataError
 from recsys.models import ItemFeatures
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
-from training.progress import StepBar
+from training.progress import StepBar, cpu_seconds
 from training.recommender.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.recommender.metrics import MetricsLog
 from training.recommender.trainer import data_fingerprint
@@ -156,20 +155,23 @@ class RereTrainer:
 
     def _loop(self, log: MetricsLog, tick: Callable[[str], None]) -> None:
         settings, progress = self.settings, self.progress
-        earlier = progress.seconds, progress.cpu_seconds
-        started, cpu_started = time.monotonic(), _cpu_seconds()
+        started = time.monotonic() - progress.seconds, cpu_seconds() - progress.cpu_seconds
         if progress.best < 0:
             self._evaluate(log)
         while progress.step < settings.steps and not progress.stopped and not self._out_of_time():
             self._step()
             progress.step += 1
-            progress.seconds = earlier[0] + time.monotonic() - started
-            progress.cpu_seconds = earlier[1] + _cpu_seconds() - cpu_started
+            self._clock(started)
             last = progress.step == settings.steps or self._out_of_time()
             if progress.step % settings.evaluate_every == 0 or last:
                 self._evaluate(log)
+                self._clock(started)
                 self._save()
             tick(f"reward {self._last('reward'):.3f} ndcg@10 {max(progress.best, 0):.4f}")
+
+    def _clock(self, started: tuple[float, float]) -> None:
+        self.progress.seconds = time.monotonic() - started[0]
+        self.progress.cpu_seconds = cpu_seconds() - started[1]
 
     def _out_of_time(self) -> bool:
         limit = self.settings.cpu_minutes
@@ -272,8 +274,3 @@ class RereTrainer:
             save_file(tensors, staged / "weights.safetensors")
         write_json_atomically(self.out / "manifest.json", manifest)
         return manifest
-
-
-def _cpu_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system)
