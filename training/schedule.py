@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
 
 def warmup_cosine(step: int, *, peak: float, steps: int, warmup: int, final: float) -> float:
@@ -18,4 +18,4 @@ def warmup_cosine(step: int, *, peak: float, steps: int, warmup: int, final: flo
     if step < warmup:
         return peak * (step + 1) / warmup
     share = (step - warmup) / max(steps - warmup, 1)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+    return peak * (final + (1 - final) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))

@@ -62,7 +62,7 @@ class Groups:
                 )
 
     def __len__(self) -> int:
-        """n."""
+        """How many groups."""
         return len(self.items)
 
     @property

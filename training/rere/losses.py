@@ -1,8 +1,8 @@
 """Policy losses over groups of rollouts, and the divergence from the reference.
 
-Sources: GRPO, arXiv:2402.03300 (mean over a rollout's tokens, then over rollouts); DAPO, arXiv:2503.14476 (mean over all
-tokens, a higher upper clip); GSPO, arXiv:2507.18071 (one ratio per rollout, the geometric mean of its tokens' ratios).
-ReRe's released code has all three. A token is one code of a semantic ID; codes that a hint gave do not count.
+Sources: GRPO, arXiv:2402.03300 (mean over a rollout's tokens, then over rollouts); DAPO, arXiv:2503.14476 (mean over
+all tokens, a higher upper clip); GSPO, arXiv:2507.18071 (one ratio per rollout, the geometric mean of its tokens'
+ratios). ReRe's released code has all three. A token is one code of a semantic ID; codes that a hint gave do not count.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ def policy_loss(
     """
     change = torch.where(learned, log_probs - before, 0.0)
     if kind == "gspo":
-        ratio = (change.sum(dim=2) / learned.sum(dim=2).clamp(min=1)).exp()[:, :, None]  # (n, G, 1)
-    else:
-        ratio = change.exp()
+        change = change.sum(dim=2, keepdim=True) / learned.sum(dim=2, keepdim=True).clamp(min=1)  # (n, G, 1)
+    ratio = change.exp()
     gain = advantages[:, :, None]
     clipped = ratio.clamp(1 - clip.low, 1 + clip.high)
     surrogate = torch.minimum(ratio * gain, clipped * gain).expand_as(log_probs)
@@ -52,7 +51,7 @@ def policy_loss(
 
 
 def averaged(values: Tensor, learned: Tensor, *, kind: LossKind) -> Tensor:
-    """Mean of values (n, G, L) over what was learned: over all codes (DAPO), else over rollouts of their codes' means."""
+    """Mean of values (n, G, L) over the learned codes: over all of them (DAPO), else over rollouts of their means."""
     kept = torch.where(learned, values, 0.0)
     counts = learned.sum(dim=2)  # (n, G)
     if kind == "dapo":
