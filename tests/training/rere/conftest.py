@@ -32,7 +32,7 @@ SFT = {
 
 @pytest.fixture
 def make_policy() -> Callable[..., Policy]:
-    """A small policy with random weights in float64; keyword arguments go to the model's configuration."""
+    """A small policy with random weights; keyword arguments go to the model's configuration."""
 
     def make(**changes: Any) -> Policy:
         shape: dict[str, Any] = {"d_model": 8, "layers": 1, "heads": 2, "max_history": 6, "item_rows": True, **changes}

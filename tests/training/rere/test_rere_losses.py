@@ -56,7 +56,7 @@ def test_both_divergences_have_the_enumerated_one_as_their_mean(make_policy: Cal
     reference = policy.reference()
     with torch.no_grad():
         for parameter in policy.model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
     ours, theirs = over_items(policy), over_items(reference)
     weights = ours.sum(dim=2).exp()
     wanted = (weights * (ours - theirs).sum(dim=2)).sum(dim=1)
