@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -69,6 +69,16 @@ class Groups:
     def valid(self) -> npt.NDArray[np.bool_]:
         """(n, G) where there is an item."""
         return self.items != NO_ITEM
+
+    @property
+    def idle(self) -> npt.NDArray[np.bool_]:
+        """(n,) groups without any advantage."""
+        found: npt.NDArray[np.bool_] = (self.advantages == 0).all(axis=1)
+        return found
+
+    def some(self, rows: npt.NDArray[np.int64]) -> Groups:
+        """Those of some rows, whole."""
+        return Groups(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
 
     @property
     def learned(self) -> npt.NDArray[np.bool_]:

@@ -126,6 +126,30 @@ def group_losses(
     return Losses(total, mean.detach())
 
 
+def update(
+    policy: Policy,
+    optimiser: torch.optim.Optimizer,
+    requests: Requests,
+    groups: Groups,
+    reference: Reference,
+    settings: RereSettings,
+) -> Losses:
+    """Move the policy along a batch of groups, `updates` times.
+
+    Returns:
+        The last update's losses, without gradients.
+    """
+    losses = group_losses(policy, requests, groups, reference, settings)
+    for left in reversed(range(settings.updates)):
+        optimiser.zero_grad(set_to_none=False)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), settings.clip)
+        optimiser.step()
+        if left:
+            losses = group_losses(policy, requests, groups, reference, settings)
+    return Losses(losses.total.detach(), losses.divergence)
+
+
 def places(policy: Policy, items: npt.NDArray[np.int64]) -> Tensor:
     """(n, G) items on the policy's device; item 0 stands where there is none, and is masked wherever it is read."""
     return torch.from_numpy(np.where(items == NO_ITEM, 0, items)).to(policy.device)

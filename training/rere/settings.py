@@ -34,6 +34,7 @@ class RereSettings(BaseModel):
     rank_normaliser: Literal["code", "paper"] = "code"
     without_hit: Literal["zero", "keep"] = Field("zero", description="ranking reward of groups without a hit")
     reward_noise: float = Field(0.0, ge=0, le=1, description="share of groups whose rewards are turned round")
+    keep_idle: bool = Field(True, description="groups of equal rewards stay in the update, held by the divergence")
     loss: Literal["grpo", "dapo", "gspo"] = "grpo"
     updates: int = Field(1, ge=1, description="optimiser steps per rollout")
     clip_low: float = Field(0.2, gt=0, lt=1)

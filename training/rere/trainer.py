@@ -23,7 +23,7 @@ from training.recommender.validation import validation_ndcg
 from training.recommender.warm_start import items_fingerprint, load_parent
 from training.rere.candidates import Candidates, available_items
 from training.rere.groups import diversity, has_hit
-from training.rere.learning import group_losses, referenced, rewarded, rolled_groups
+from training.rere.learning import referenced, rewarded, rolled_groups, update
 from training.rere.policy import Policy
 from training.rere.samples import Samples
 from training.schedule import warmup_cosine
@@ -194,23 +194,22 @@ class RereTrainer:
         requests = self.samples.requests(samples)
         groups = rolled_groups(policy, self.candidates, requests, samples, settings, generator)
         groups = rewarded(groups, settings, rng)
-        reference = referenced(self.reference, requests, groups, settings)
-        for _ in range(settings.updates):
-            losses = group_losses(policy, requests, groups, reference, settings)
-            self.optimiser.zero_grad(set_to_none=False)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(policy.model.parameters(), settings.clip)
-            self.optimiser.step()
-        self._measure(groups, float(losses.total.detach()), float(losses.divergence))
+        self._measure(groups)
+        if not settings.keep_idle:
+            rows = np.flatnonzero(~groups.idle)
+            requests, groups = requests.some(rows), groups.some(rows)
+        if len(groups):
+            reference = referenced(self.reference, requests, groups, settings)
+            losses = update(policy, self.optimiser, requests, groups, reference, settings)
+            self.measured["loss"].append(float(losses.total))
+            self.measured["kl"].append(float(losses.divergence))
 
-    def _measure(self, groups: Groups, loss: float, divergence: float) -> None:
+    def _measure(self, groups: Groups) -> None:
         values = {
-            "loss": loss,
             "reward": float(groups.rewards[groups.valid].mean()) if groups.valid.any() else 0.0,
             "hit_rate": float(has_hit(groups.items, groups.targets).mean()),
-            "zero_advantage": float((groups.advantages == 0).all(axis=1).mean()),
+            "zero_advantage": float(groups.idle.mean()),
             "diversity": diversity(groups.items),
-            "kl": divergence,
             "hinted": float((groups.hinted > 0).mean()),
         }
         for name, value in values.items():

@@ -70,6 +70,7 @@ def test_reinforcement_raises_hits_and_validation(sft_run: Path, tiny_data: Prep
         {"rollout": "independent", "reward": "rule", "loss": "dapo"},
         {"rollout": "dynamic", "rank_normaliser": "paper", "without_hit": "keep", "loss": "gspo", "updates": 3},
         {"hint_levels": 2, "kl": "exact", "kl_weight": 0.1, "target_weight": 0.5, "exclude_history": True},
+        {"keep_idle": False, "kl_weight": 0.0},
     ],
     ids=lambda switch: "-".join(map(str, switch)),
 )
@@ -94,6 +95,21 @@ def test_updates_move_the_policy_and_leave_the_reference(
     assert {"head.item_output.weight", "trunk.start", "head.outputs.0.weight"} <= set(moved)
     reference = trainer.reference.model.state_dict()
     assert all(torch.equal(value, start[name]) for name, value in reference.items())
+
+
+def test_idle_groups_may_be_left_out_of_the_update(sft_run: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
+    """Without a divergence they only dilute the mean; where all are idle nothing moves."""
+    dropped = RereTrainer(sft_run, tiny_data, settings(keep_idle=False, reward_noise=0.0), tmp_path / "run", seed=1)
+    dropped._step()
+    start = weights(sft_run)
+    assert 0 < dropped.measured["zero_advantage"][0] < 1
+    assert not torch.equal(dropped.policy.model.state_dict()["trunk.start"], start["trunk.start"])
+    targets = settings(keep_idle=False, reward="rank_only", rollout="independent", group=2, batch=1)
+    silent = RereTrainer(sft_run, tiny_data, targets, tmp_path / "other", seed=1)
+    quiet = [silent._step() for _ in range(3)]
+    idle = silent.measured["zero_advantage"]
+    assert len(quiet) == len(idle)
+    assert len(silent.measured["loss"]) == idle.count(0.0) < 3
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error
