@@ -68,7 +68,8 @@ class Groups:
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
         """(n, G) where there is an item."""
-        return self.items != NO_ITEM
+        valid: npt.NDArray[np.bool_] = self.items != NO_ITEM
+        return valid
 
     @property
     def idle(self) -> npt.NDArray[np.bool_]:
@@ -97,4 +98,4 @@ def has_hit(items: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt
 def diversity(items: npt.NDArray[np.int64]) -> float:
     """Mean share of distinct items among a group's G places: items (n, G), -1 = none."""
     distinct = [len(np.unique(row[row != NO_ITEM])) for row in items]
-    return float(np.mean(distinct)) / items.shape[1]
+    return float(np.mean(distinct)) / int(items.shape[1])

@@ -104,4 +104,5 @@ def group_advantages(values: Floats, items: Ints) -> Floats:
     off = np.where(valid, exact - mean, 0.0)
     off[np.abs(off).max(axis=1) < _EPSILON**2] = 0.0  # rounding of the mean is no advantage
     deviation = np.sqrt((off**2).sum(axis=1, keepdims=True) / np.maximum(count - 1, 1))
-    return (off / (deviation + _EPSILON)).astype(np.float32)
+    found: Floats = (off / (deviation + _EPSILON)).astype(np.float32)
+    return found

@@ -62,7 +62,7 @@ def _living(policy: Policy, masks: Sequence[RequestMask], depth: int, row: Tenso
     gone = torch.from_numpy(np.concatenate(dead)).to(child.device)
     living = ~torch.isin(row[:, None] * size + child, gone)
     which: dict[int, int] = {}  # requests that share a set of live items share its table
-    tables = []
+    tables: list[npt.NDArray[np.bool_]] = []
     for mask in masks:
         if id(mask.live) not in which:
             which[id(mask.live)] = len(tables)

@@ -51,7 +51,7 @@ def test_a_group_without_a_hit_earns_nothing_unless_it_keeps_its_ranking() -> No
 
 
 def test_rank_is_rule_and_ranking_together() -> None:
-    both, rule, alone = (rewards(FOUR, np.array([7]), kind=kind) for kind in ("rank", "rule", "rank_only"))  # type: ignore[arg-type]
+    both, rule, alone = (rewards(FOUR, np.array([7]), kind=kind) for kind in ("rank", "rule", "rank_only"))
     np.testing.assert_allclose(both, rule + alone)
 
 
