@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from recsys.bundle.loading import load_model
 from recsys.bundle.writer import RUN_FORMAT
-from recsys.errors import DataError
+from recsys.errors import ConfigError
 from recsys.models import ItemFeatures
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
 from training.progress import StepBar, cpu_seconds
@@ -65,7 +65,8 @@ def train_rere(
         The run's manifest.
 
     Raises:
-        ConfigError: `source` holds a model that has no draft head over the children of a prefix.
+        ConfigError: `source` holds a model that has no draft head over the children of a prefix, or more codes are to be
+            given as a hint than there are.
         DataError: no run in `source`, a checkpoint of other inputs in `out`, or nothing to learn from.
         VersionMismatchError: `source` belongs to another tokenizer or catalogue.
     """
@@ -109,7 +110,7 @@ class RereTrainer:
             self.policy.trie, None if available.all() else available, exclude_history=settings.exclude_history
         )
         if settings.hint_levels > self.policy.trie.levels:
-            raise DataError(
+            raise ConfigError(
                 f"a semantic ID has {self.policy.trie.levels} codes",
                 field="hint_levels",
                 value=settings.hint_levels,

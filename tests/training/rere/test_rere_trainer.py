@@ -161,7 +161,7 @@ def test_processor_time_ends_a_run_with_an_evaluation(sft_run: Path, tiny_data: 
 def test_settings_that_cannot_be_are_named(sft_run: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reinforcement learning: Extra inputs"):
         RereSettings.parse({"gruop": 3})
-    with pytest.raises(DataError, match="has 3 codes"):
+    with pytest.raises(ConfigError, match="has 3 codes"):
         RereTrainer(sft_run, tiny_data, settings(hint_levels=4), tmp_path, seed=1)
     with pytest.raises(DataError, match="no finished run"):
         train_rere(tmp_path, tiny_data, settings(), tmp_path / "run", seed=1)
