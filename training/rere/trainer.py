@@ -65,8 +65,8 @@ def train_rere(
         The run's manifest.
 
     Raises:
-        ConfigError: `source` holds a model that has no draft head over the children of a prefix, or more codes are to be
-            given as a hint than there are.
+        ConfigError: `source` holds a model that has no draft head over the children of a prefix, or a hint is
+            longer than a semantic ID.
         DataError: no run in `source`, a checkpoint of other inputs in `out`, or nothing to learn from.
         VersionMismatchError: `source` belongs to another tokenizer or catalogue.
     """
