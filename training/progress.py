@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psutil
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
@@ -36,3 +37,9 @@ class StepBar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process so far."""
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)

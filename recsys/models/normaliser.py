@@ -79,18 +79,50 @@ class Normaliser(nn.Module):
         logits = logits.float()
         if self.whole_codebook:
             return logits.gather(1, self.item_codes(level, items)[:, None])[:, 0] - logits.logsumexp(dim=1)
-        codes = self.get_buffer(f"code{level}")
         parent = self.item_node[items, level - 1]
-        start = self.get_buffer(f"start{level}")
+        gathered, allowed, first = self._children(level, logits, parent, own)
+        target = gathered.gather(1, (self.item_node[items, level] - first)[:, None])[:, 0]  # (N,)
+        return target - gathered.masked_fill(~allowed, -torch.inf).logsumexp(dim=1)
+
+    def child_log_probs(
+        self, level: int, logits: Tensor, parent: Tensor, own: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all children of prefixes.
+
+        Args:
+            level: of the children, from 0.
+            logits: (N, T_level).
+            parent: (N,) nodes of depth `level`; 0 is the root.
+            own: see `log_prob`.
+
+        Returns:
+            (N, widest) float32, minus infinity behind the last child, and (N, widest) the children's nodes, there the
+            last node of their depth.
+        """
+        logits = logits.float()
+        gathered, allowed, first = self._children(level, logits, parent, own)
+        masked = gathered.masked_fill(~allowed, -torch.inf)
+        total = (logits if self.whole_codebook else masked).logsumexp(dim=1, keepdim=True)
+        child = first[:, None] + torch.arange(self.degrees[level], device=logits.device)
+        return masked - total, child.clamp(max=len(self.get_buffer(f"code{level}")) - 1)
+
+    def node_codes(self, level: int, nodes: Tensor) -> Tensor:
+        """The last code of nodes of depth `level` + 1: (N,) -> (N,)."""
+        codes: Tensor = self.get_buffer(f"code{level}")[nodes]
+        return codes
+
+    def _children(
+        self, level: int, logits: Tensor, parent: Tensor, own: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the children (N, widest), which of them exist, and (N,) the first child's node."""
+        codes, start = self.get_buffer(f"code{level}"), self.get_buffer(f"start{level}")
         first, end = start[parent], start[parent + 1]  # (N,)
         child = first[:, None] + torch.arange(self.degrees[level], device=logits.device)  # (N, widest)
         allowed = child < end[:, None]
-        child = child.clamp(max=len(codes) - 1)
-        gathered = logits.gather(1, codes[child])
+        gathered = logits.gather(1, codes[child.clamp(max=len(codes) - 1)])
         if own is not None:
             gathered = gathered + self._with_children(level, parent, *own)
-        target = gathered.gather(1, (self.item_node[items, level] - first)[:, None])[:, 0]  # (N,)
-        return target - gathered.masked_fill(~allowed, -torch.inf).logsumexp(dim=1)
+        return gathered, allowed, first
 
     def _with_children(self, level: int, parent: Tensor, states: Tensor, rows: Tensor) -> Tensor:
         """Products of states with the rows of their prefixes' children; 0 for only children, void behind the last.

@@ -133,6 +133,15 @@ def test_early_stopping_ends_the_run(tiny_data: PreparedData, tmp_path: Path) ->
     assert manifest["steps"] < 200
 
 
+def test_processor_time_ends_a_run_and_an_unset_limit_changes_no_fingerprint(
+    tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    manifest = train(tiny_data, settings(cpu_minutes=1e-9), tmp_path / "run", seed=1)
+    assert (manifest["steps"], manifest["best_step"]) == (1, 1)
+    assert "cpu_minutes" not in settings().identity()
+    assert settings(cpu_minutes=2.0).identity() != settings(cpu_minutes=3.0).identity()
+
+
 def test_without_validation_targets_the_last_weights_are_kept(tiny_data: PreparedData, tmp_path: Path) -> None:
     nothing = np.full(tiny_data.sequences.users, -1, np.int32)
     data = replace(tiny_data, sequences=replace(tiny_data.sequences, valid_index=nothing))

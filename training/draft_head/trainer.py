@@ -24,6 +24,7 @@ from training.recommender.checkpoint import Progress, load_checkpoint, save_chec
 from training.recommender.metrics import MetricsLog
 from training.recommender.trainer import data_fingerprint
 from training.recommender.warm_start import items_fingerprint
+from training.schedule import warmup_cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +162,13 @@ class HeadFitter:
         """One step; a pure function of weights, optimiser, seed and step."""
         settings, step = self.settings, self.progress.step
         for group in self.optimiser.param_groups:
-            group["lr"] = _learning_rate(step, settings)
+            group["lr"] = warmup_cosine(
+                step,
+                peak=settings.learning_rate,
+                steps=settings.steps,
+                warmup=settings.warmup_steps,
+                final=settings.final_rate,
+            )
         rng = np.random.default_rng([self.seed, step])
         histories, targets = self._draw(rng)
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
@@ -257,15 +264,6 @@ def pairs(sequences: Sequences) -> npt.NDArray[np.int64]:
             remedy="give a log with longer histories, or another split",
         )
     return np.stack([begin, begin + within + 1], axis=1)
-
-
-def _learning_rate(step: int, settings: HeadSettings) -> float:
-    """Linear warm-up, then a cosine down to `final_rate` of the peak at the last step."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    floor = settings.final_rate
-    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))
 
 
 def _read_source(source: Path, data: PreparedData) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from recsys.models.compact import FlatRecommender
 from recsys.models.token import TokenRecommender
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from recsys.models import Recommender
@@ -31,6 +33,49 @@ class Distilled(NamedTuple):
     weight: float
 
 
+class PathLevel(NamedTuple):
+    """What the head scores one level of N * M paths with.
+
+    Attributes:
+        logits: (N, T_1) at the first level, where the candidates of a row share them, else (N * M, T_level).
+        own: the states and rows that are scored by prefix beside the codes, or None.
+    """
+
+    logits: Tensor
+    own: tuple[Tensor, Tensor] | None
+
+
+def path_levels(
+    model: CompactRecommender | TokenRecommender, normaliser: Normaliser, hidden: Tensor, items: Tensor
+) -> Iterator[PathLevel]:
+    """The head along the semantic IDs of items, level by level; arguments as `path_log_prob`."""
+    head = model.head
+    columns, flat = items.shape[1], items.reshape(-1)
+    state = head.start(hidden)  # (N, H)
+    yield PathLevel(head.logits(0, hidden, state), None)
+    hidden = hidden.repeat_interleave(columns, dim=0)
+    state = state.repeat_interleave(columns, dim=0)
+    for level in range(1, model.config.levels):
+        state = head.advance(level - 1, state, normaliser.item_codes(level - 1, flat))
+        fused, own = head.fuse(level, hidden, state), None
+        if head.item_output is not None:
+            own = head.dropout(fused), normaliser.prefix_rows(level, head.item_output.weight)
+        yield PathLevel(head.outputs[level](fused), own)
+
+
+def path_log_probs(
+    model: CompactRecommender | TokenRecommender, normaliser: Normaliser, hidden: Tensor, items: Tensor
+) -> list[Tensor]:
+    """As `path_log_prob`, the levels apart: L tensors (N, M)."""
+    found = []
+    for level, (logits, own) in enumerate(path_levels(model, normaliser, hidden, items)):
+        if level == 0:
+            found.append(normaliser.first_log_prob(logits, items))
+        else:
+            found.append(normaliser.log_prob(level, logits, items.reshape(-1), own).view_as(items))
+    return found
+
+
 def path_log_prob(
     model: CompactRecommender | TokenRecommender, normaliser: Normaliser, hidden: Tensor, items: Tensor
 ) -> Tensor:
@@ -45,21 +90,8 @@ def path_log_prob(
     Returns:
         (N, M) float32.
     """
-    head = model.head
-    rows, columns = items.shape
-    flat = items.reshape(-1)
-    state = head.start(hidden)  # (N, H)
-    logits = head.logits(0, hidden, state)  # (N, T_1), the same for every candidate
-    total = normaliser.first_log_prob(logits, items).reshape(-1)
-    hidden = hidden.repeat_interleave(columns, dim=0)
-    state = state.repeat_interleave(columns, dim=0)
-    for level in range(1, model.config.levels):
-        state = head.advance(level - 1, state, normaliser.item_codes(level - 1, flat))
-        fused, own = head.fuse(level, hidden, state), None
-        if head.item_output is not None:
-            own = head.dropout(fused), normaliser.prefix_rows(level, head.item_output.weight)
-        total = total + normaliser.log_prob(level, head.outputs[level](fused), flat, own)
-    return total.view(rows, columns)
+    first, *later = path_log_probs(model, normaliser, hidden, items)
+    return sum(later, first)
 
 
 def draft_loss(

@@ -63,6 +63,7 @@ class TrainSettings(_Strict):
     model: ModelSettings = ModelSettings()
     teacher: TeacherSettings = TeacherSettings()
     steps: int = Field(900, ge=1)
+    cpu_minutes: float | None = Field(None, gt=0, description="ends the run earlier; one process; null = no limit")
     batch_tokens: int = Field(4096, ge=1, description="padded positions per step, over all ranks")
     learning_rate: float = Field(2e-3, gt=0)
     final_rate: float = Field(0.02, ge=0, le=1, description="share of the learning rate left at the end (cosine)")
@@ -78,6 +79,10 @@ class TrainSettings(_Strict):
     checkpoint_every: int = Field(150, ge=1)
     backbone_weight: float = Field(1.0, ge=0, description="token shape: weight of the backbone's next-token loss")
     threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
+
+    def identity(self) -> str:
+        """For a run's fingerprint; a limit that is not set does not show, so that runs from before it still count."""
+        return self.model_dump_json(exclude={"cpu_minutes"} if self.cpu_minutes is None else None)
 
     @classmethod
     def load(cls, path: Path) -> TrainSettings:

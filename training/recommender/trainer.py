@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
 from recsys.backends import choose_backbone
 from recsys.decoding.trie import SidTrie
+from recsys.errors import ConfigError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
-from training.progress import StepBar
+from training.progress import StepBar, cpu_seconds
 from training.recommender.checkpoint import Progress, RandomState, load_checkpoint, save_checkpoint
 from training.recommender.examples import Batch, BatchSampler
 from training.recommender.metrics import MetricsLog
@@ -27,6 +27,7 @@ from training.recommender.objectives import Distilled, batch_loss
 from training.recommender.teacher import TeacherTargets, build_teacher
 from training.recommender.validation import validation_ndcg
 from training.recommender.warm_start import items_fingerprint, warm_start
+from training.schedule import warmup_cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,10 +146,17 @@ class Trainer:
         self.show_progress = show_progress
         self.workers = Workers.current()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if settings.cpu_minutes is not None and self.workers.world > 1:
+            raise ConfigError(
+                "a limit of processor time is for a run in one process",
+                field="cpu_minutes",
+                value=settings.cpu_minutes,
+                remedy="limit `steps` instead",
+            )
         if settings.threads:
             torch.set_num_threads(settings.threads)
         origin = [] if parent is None else [parent.fingerprint]
-        self.fingerprint = sha256_parts([data_fingerprint(data), settings.model_dump_json(), str(seed), *origin])
+        self.fingerprint = sha256_parts([data_fingerprint(data), settings.identity(), str(seed), *origin])
         features = item_features(data, settings)
         self.config = recommender_config(features, data, settings)
         self.trie = SidTrie.build(data.codes, data.codebook_sizes)
@@ -168,7 +176,7 @@ class Trainer:
         self.teacher: TeacherTargets | None = None
         self.metrics: MetricsLog | None = None
         self._started = time.monotonic()
-        self._cpu_started = _cpu_seconds()
+        self._cpu_started = cpu_seconds()
 
     def run(self) -> dict[str, Any]:
         """Train until the last step or early stopping, then write the run directory.
@@ -210,16 +218,22 @@ class Trainer:
             seed=self.seed,
         )
         stream = sampler.batches_from(progress.step)
-        while progress.step < settings.steps and not progress.stopped:
+        while progress.step < settings.steps and not progress.stopped and not self._out_of_time():
             loss = self._step(next(stream))
             progress.step += 1
-            if progress.step % settings.evaluate_every == 0 or progress.step == settings.steps:
+            progress.cpu_seconds = earlier[1] + cpu_seconds() - self._cpu_started
+            last = progress.step == settings.steps or self._out_of_time()
+            if progress.step % settings.evaluate_every == 0 or last:
                 self._evaluate(loss)
             progress.seconds = earlier[0] + time.monotonic() - self._started
-            progress.cpu_seconds = earlier[1] + _cpu_seconds() - self._cpu_started
+            progress.cpu_seconds = earlier[1] + cpu_seconds() - self._cpu_started
             if progress.step % settings.checkpoint_every == 0:
                 self._save()
             tick(f"loss {loss:.3f} ndcg@10 {max(progress.best, 0):.4f}")
+
+    def _out_of_time(self) -> bool:
+        limit = self.settings.cpu_minutes
+        return limit is not None and self.progress.cpu_seconds >= 60 * limit
 
     def _step(self, batch: Batch) -> float:
         settings, workers = self.settings, self.workers
@@ -356,12 +370,14 @@ def train(
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine down to `final_rate` of the peak at the last step."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    floor = settings.final_rate
-    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(share, 1.0)))))
+    """See `warmup_cosine`."""
+    return warmup_cosine(
+        step,
+        peak=settings.learning_rate,
+        steps=settings.steps,
+        warmup=settings.warmup_steps,
+        final=settings.final_rate,
+    )
 
 
 def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -372,8 +388,3 @@ def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
-def _cpu_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system)

@@ -45,6 +45,27 @@ def recommender(
     )
 
 
+@app.command()
+def rere(
+    data: Annotated[Path, typer.Option(help="The work directory that the run was trained on.")],
+    run: Annotated[Path, typer.Option(help="A finished run of `windfire train`, or a bundle of one, to start from.")],
+    out: Annotated[Path, typer.Option(help="Run directory; a checkpoint found there is continued.")],
+    config: Annotated[Path | None, typer.Option(help="YAML of training.rere.RereSettings.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples, draws and reward noise.")] = 1,
+) -> None:
+    """Train a finished run further by reinforcement: rollouts by constrained beam, rewards, a policy loss (ReRe)."""
+    from recsys.datasets.prepared import PreparedData
+    from training.rere.settings import RereSettings
+    from training.rere.trainer import train_rere
+
+    settings = RereSettings() if config is None else RereSettings.load(config)
+    manifest = train_rere(run, PreparedData.load(data), settings, out, seed=seed, show_progress=True)
+    Console(highlight=False).print(
+        f"{manifest['steps']} steps, best at {manifest['best_step']}, valid NDCG@10 "
+        f"{manifest['metrics']['valid.ndcg@10']:.4f}, {manifest['cpu_seconds']:.0f} CPU seconds → {out}"
+    )
+
+
 @app.command("draft-head")
 def draft_head(
     run: Annotated[Path, typer.Option(help="What `windfire import-model` wrote, or a bundle of it.")],

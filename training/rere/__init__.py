@@ -1,0 +1,1 @@
+"""Reinforcement learning of a finished recommender by constrained rollouts (ReRe, arXiv:2510.12211)."""

@@ -1,0 +1,96 @@
+"""Settings of the reinforcement learning; one YAML file is one experiment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recsys.errors import ConfigError
+from training.rere.losses import Clip
+from training.rere.rollouts import Plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class RereSettings(BaseModel):
+    """The whole of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(400, ge=1, description="rollouts of a batch, each with its updates")
+    cpu_minutes: float | None = Field(None, gt=0, description="ends the run earlier; null = no limit")
+    batch: int = Field(64, ge=1, description="histories per step")
+    rollout: Literal["beam", "independent", "dynamic"] = "beam"
+    group: int = Field(16, ge=2, description="rollouts per history")
+    beam: int | None = Field(None, ge=1, description="prefixes kept per level; null = the group's size")
+    exclude_history: bool = Field(False, description="a history's own items are no rollouts")
+    hint_levels: int = Field(
+        0, ge=0, description="codes of the target given, at most, to groups without a hit; 0 = off"
+    )
+    reward: Literal["rule", "rank", "rank_only"] = "rank"
+    rank_normaliser: Literal["code", "paper"] = "code"
+    without_hit: Literal["zero", "keep"] = Field("zero", description="ranking reward of groups without a hit")
+    reward_noise: float = Field(0.0, ge=0, le=1, description="share of groups whose rewards are turned round")
+    keep_idle: bool = Field(True, description="groups of equal rewards stay in the update, held by the divergence")
+    loss: Literal["grpo", "dapo", "gspo"] = "grpo"
+    updates: int = Field(1, ge=1, description="optimiser steps per rollout")
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float | None = Field(None, gt=0, description="null = 0.28 for dapo, else clip_low")
+    kl_weight: float = Field(1e-3, ge=0, description="beta, of the divergence from the run that was started from")
+    kl: Literal["k3", "exact"] = Field("k3", description="estimate along the rollouts' codes, or over all children")
+    target_weight: float = Field(0.0, ge=0, description="weight of the targets' negative log-likelihood in the loss")
+    learning_rate: float = Field(1e-4, gt=0)
+    final_rate: float = Field(1.0, ge=0, le=1, description="share of the learning rate left at the last step (cosine)")
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(0.3, gt=0, description="largest gradient norm")
+    evaluate_every: int = Field(50, ge=1, description="steps between evaluations, each with a checkpoint")
+    evaluate_users: int = Field(4000, ge=1)
+    evaluate_beam: int = Field(20, ge=1)
+    patience: int = Field(4, ge=1, description="evaluations without a better validation NDCG@10 before the end")
+    threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
+
+    @property
+    def plan(self) -> Plan:
+        """How to roll out."""
+        return Plan(self.rollout, self.group, self.beam or self.group, self.hint_levels)
+
+    @property
+    def ratio_clip(self) -> Clip:
+        """Of the ratio to the rollout's policy."""
+        usual = 0.28 if self.loss == "dapo" else self.clip_low
+        return Clip(self.clip_low, usual if self.clip_high is None else self.clip_high)
+
+    @classmethod
+    def load(cls, path: Path) -> RereSettings:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: not YAML, or a field that is unknown or out of range.
+        """
+        try:
+            return cls.parse(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"not a YAML file: {error}", field="config", value=str(path)) from error
+
+    @classmethod
+    def parse(cls, value: dict[str, Any]) -> RereSettings:
+        """Validate a mapping.
+
+        Raises:
+            ConfigError: a field that is unknown or out of range.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"setting of the reinforcement learning: {first['msg']}",
+                field=name,
+                value=first.get("input"),
+                remedy="see docs/rere.md",
+            ) from error
