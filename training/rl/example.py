@@ -40,7 +40,10 @@ class BanditRollout:
     def _draw(self, log_probs: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
         bounds = np.exp(log_probs).cumsum()
         drawn = np.random.default_rng(seed).random(self._group) * bounds[-1]
-        return np.searchsorted(bounds, drawn, side="right").astype(np.int64)  # (G,)
+        items = np.searchsorted(bounds, drawn, side="right")
+        # A product may round up to the last bound.
+        chosen: NDArray[np.int64] = items.clip(max=len(bounds) - 1).astype(np.int64)
+        return chosen  # (G,)
 
 
 class BanditReward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -173,7 +174,7 @@ def test_a_batch_is_not_trained_before_it_is_whole() -> None:
 @pytest.mark.parametrize("bad", [{"prompts": 0}, {"batch": 0}, {"alpha": -1}, {"tries": 0}, {"seed": -1}])
 def test_a_bad_plan_is_named(bad: dict[str, int]) -> None:
     with pytest.raises(DataError, match=next(iter(bad))):
-        Plan(**({"prompts": 3} | bad))
+        replace(Plan(prompts=3), **bad)  # type: ignore[arg-type]
 
 
 def test_a_version_outside_the_run_is_refused() -> None:
