@@ -55,8 +55,9 @@ def build_semantic_ids(context: JobContext, settings: SemanticIdSettings) -> Out
     """Build a tokenizer: new codebooks, and an assignment of all items that is unique wherever a prefix has room."""
     import faiss  # noqa: F401 - threadpool_limits only reaches libraries that are loaded
 
+    from recsys.semantic_ids.collisions import reassign_last_level
     from recsys.semantic_ids.fusion import fuse
-    from recsys.semantic_ids.residual_kmeans import choose_codebook_sizes, fit_residual_kmeans, reassign_last_level
+    from recsys.semantic_ids.residual_kmeans import choose_codebook_sizes, fit_residual_kmeans
 
     text, other = _matrix(context, "text_embeddings"), _matrix(context, "collaborative")
     vectors = fuse(text, other, collaborative_weight=settings.collaborative_weight)
@@ -87,8 +88,9 @@ def extend_semantic_ids(context: JobContext) -> Outcome:
     Raises:
         VersionMismatchError: the text encoder is not the one that the tokenizer was built on.
     """
+    from recsys.semantic_ids.collisions import assign_new
     from recsys.semantic_ids.fusion import fuse
-    from recsys.semantic_ids.residual_kmeans import Codebooks, assign_new
+    from recsys.semantic_ids.residual_kmeans import Codebooks
 
     before = context.work / context.job
     tokenizer: dict[str, Any] = read_json(before / _TOKENIZER)
