@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -18,9 +18,8 @@ from scipy.optimize import linear_sum_assignment
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from recsys.semantic_ids.settings import Policy
     from recsys.semantic_ids.tokenizer import Tokenizer
-
-Policy = Literal["reassign", "extra_digit", "buckets"]
 
 
 class Settled(NamedTuple):

@@ -35,6 +35,9 @@ def run(
     tokenizer: Annotated[
         str | None, typer.Option(help="build new semantic IDs, or extend: items keep theirs. With --increment: extend.")
     ] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="An earlier work directory: new semantic IDs begin with its tokenizer.")
+    ] = None,
     master: Annotated[str, typer.Option(help="Spark master.")] = "local[*]",
     spark: Annotated[list[str] | None, typer.Option(help="Spark setting name=value; repeat the option.")] = None,
 ) -> None:
@@ -44,7 +47,7 @@ def run(
 
     from offline.pipeline import JOBS, run_pipeline
 
-    chosen = _settings(config, split, positive_actions)
+    chosen = _settings(config, split, positive_actions, warm_start)
     columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("starting", total=len(JOBS))
@@ -62,7 +65,9 @@ def run(
     _show(manifests)
 
 
-def _settings(config: Path | None, split: str | None, positive_actions: str | None) -> OfflineSettings:
+def _settings(
+    config: Path | None, split: str | None, positive_actions: str | None, warm_start: Path | None
+) -> OfflineSettings:
     from offline.settings import OfflineSettings
 
     settings = OfflineSettings() if config is None else OfflineSettings.load(config)
@@ -71,6 +76,8 @@ def _settings(config: Path | None, split: str | None, positive_actions: str | No
         changes["split"]["strategy"] = split
     if positive_actions is not None:
         changes["positive_actions"] = [word.strip() for word in positive_actions.split(",") if word.strip()]
+    if warm_start is not None:
+        changes["semantic_ids"]["warm_start"] = warm_start
     return OfflineSettings.parse(changes)
 
 
@@ -101,7 +108,8 @@ def _show(manifests: Sequence[JobManifest]) -> None:
     for manifest in manifests:
         state = "skipped" if manifest.skipped else "increment" if manifest.increment else "made"
         times = ("", "") if manifest.skipped else (f"{manifest.seconds:.1f}", f"{manifest.cpu_seconds:.1f}")
-        rest = ", ".join(f"{name} {count:,}" for name, count in manifest.counts.items() if name != "written")
+        found = [f"{name} {count:,}" for name, count in manifest.counts.items() if name != "written"]
+        rest = ", ".join(found + [f"{name} {value:.3f}" for name, value in manifest.measures.items()])
         table.add_row(manifest.job, state, f"{manifest.counts['written']:,}", *times, rest)
     done = [manifest for manifest in manifests if not manifest.skipped]
     seconds, processor = (sum(getattr(m, name) for m in done) for name in ("seconds", "cpu_seconds"))

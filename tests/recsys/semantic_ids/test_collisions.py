@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.semantic_ids.collisions import Policy, place_new, settle
+from recsys.semantic_ids.collisions import place_new, settle
 from recsys.semantic_ids.residual_kmeans import Codebooks
+from recsys.semantic_ids.settings import Policy
 
 POLICIES: tuple[Policy, ...] = ("reassign", "extra_digit", "buckets")
 
