@@ -51,6 +51,7 @@ class JobManifest:
         content: checksum of the output, independent of the partition into files.
         parent: content of the output that this one replaced, where helper tables describe the difference to it.
         increment: whether the output was made from its parent and the difference only.
+        measures: what the job found out about its output, such as shares.
         skipped: whether this run left the output as it was; not stored.
     """
 
@@ -66,6 +67,7 @@ class JobManifest:
     parent: str | None = None
     increment: bool = False
     format: str = JOB_FORMAT
+    measures: dict[str, float] = field(default_factory=dict)
     skipped: bool = field(default=False, compare=False)
 
     def save(self, directory: Path) -> None:
@@ -92,11 +94,13 @@ class Outcome:
         counts: for the manifest.
         has_delta: helper tables describe the difference to the previous output.
         increment: the output was made from the previous one.
+        measures: for the manifest.
     """
 
     counts: dict[str, int]
     has_delta: bool = False
     increment: bool = False
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,7 @@ def run_job(job: Job, work: Path, lazy: LazySession) -> JobManifest:
             content=content,
             parent=before.content if before is not None and outcome.has_delta else None,
             increment=outcome.increment,
+            measures=outcome.measures,
         )
         manifest.save(staged)
     return manifest

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offline.job import Job, JobManifest, exclusive, run_job
-from offline.jobs import catalog, clean, cooccurrence, core, sequences, splits, text_embeddings, vectors
+from offline.jobs import (
+    catalog,
+    clean,
+    cooccurrence,
+    core,
+    semantic_ids,
+    sequences,
+    splits,
+    text_embeddings,
+    vectors,
+)
 from offline.session import LazySession, is_local
 from offline.tables import Tables
 from recsys.errors import ConfigError, DataError
@@ -92,7 +102,7 @@ def run_pipeline(
         for name in JOBS:
             restore_directory(work / name)
         if tokenizer is None:
-            tokenizer = "extend" if increments and vectors.tokenizer_version(work) is not None else "build"
+            tokenizer = "extend" if increments and semantic_ids.tokenizer_version(work) is not None else "build"
         manifests: list[JobManifest] = []
         for job in plan(opened, work, settings, tokenizer):
             if on_start is not None:
@@ -132,8 +142,9 @@ def plan(tables: Tables, work: Path, settings: OfflineSettings, tokenizer: Token
     """The jobs in the order in which they run.
 
     Raises:
-        ConfigError: a split by time of a source without times, or a text model that is not there.
-        DataError: a tokenizer to extend that is not there.
+        ConfigError: a split by time of a source without times, a text model that is not there, or a warm start from
+            this very work directory or of a tokenizer that is extended.
+        DataError: a tokenizer to extend or to begin with that is not there.
     """
     if settings.split.strategy == "global_time" and tables.time_is_order:
         raise splits.no_times_error(settings.split.strategy)
@@ -212,12 +223,20 @@ def _semantic_ids_job(work: Path, settings: OfflineSettings, tokenizer: Tokenize
     if tokenizer == "build":
         return Job(
             "semantic_ids",
-            vectors.SEMANTIC_IDS_VERSION,
-            lambda c: vectors.build_semantic_ids(c, settings.semantic_ids),
+            semantic_ids.VERSION,
+            lambda c: semantic_ids.build_semantic_ids(c, settings.semantic_ids),
             needs=("catalog", "text_embeddings", "collaborative"),
-            settings=_plain(settings.semantic_ids),
+            files=semantic_ids.warm_start_files(work, settings.semantic_ids),
+            settings=settings.semantic_ids.described(),
         )
-    version = vectors.tokenizer_version(work)
+    if settings.semantic_ids.warm_start is not None:
+        raise ConfigError(
+            "a tokenizer that is extended keeps its codebooks: there is nothing to warm-start",
+            field="warm_start",
+            value=str(settings.semantic_ids.warm_start),
+            remedy="use --tokenizer build, or leave the warm start out",
+        )
+    version = semantic_ids.tokenizer_version(work)
     if version is None:
         raise DataError(
             "this work directory holds no tokenizer to extend",
@@ -227,8 +246,8 @@ def _semantic_ids_job(work: Path, settings: OfflineSettings, tokenizer: Tokenize
         )
     return Job(
         "semantic_ids",
-        vectors.SEMANTIC_IDS_VERSION,
-        vectors.extend_semantic_ids,
+        semantic_ids.VERSION,
+        semantic_ids.extend_semantic_ids,
         needs=("catalog", "text_embeddings"),
         settings={"tokenizer_version": version},
     )

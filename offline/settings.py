@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
+from recsys.semantic_ids.settings import SemanticIdSettings
 from recsys.text.encoder import PACKAGED_MODEL
 
 if TYPE_CHECKING:
@@ -81,24 +82,6 @@ class CollaborativeSettings(_Section):
     seed: Annotated[int, Ge(0)] = 0
 
 
-class SemanticIdSettings(_Section):
-    """Semantic IDs by residual k-means.
-
-    Attributes:
-        collaborative_weight: share of the squared distance that comes from the collaborative vectors.
-        codebook_sizes: T_1..T_L; chosen by the number of items where absent.
-        seed: of the initial centroids.
-        iterations: Lloyd iterations per level.
-        threads: 1 gives the same bits on every machine of one kind; more for catalogues of 10^6 items and up.
-    """
-
-    collaborative_weight: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    codebook_sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
-    seed: Annotated[int, Ge(0)] = 0
-    iterations: Annotated[int, Ge(1)] = 25
-    threads: Annotated[int, Ge(1)] = 1
-
-
 class ItemToItemSettings(_Section):
     """Neighbours by cosine of co-occurrence counts, damped by `shrink`."""
 
@@ -157,5 +140,5 @@ class OfflineSettings(_Section):
                 str(first["msg"]),
                 field=".".join(str(part) for part in first["loc"]) or "settings",
                 value=first["input"] if first["loc"] else None,
-                remedy="offline/settings.py lists the settings",
+                remedy="offline/settings.py and recsys/semantic_ids/settings.py list the settings",
             ) from error

@@ -13,7 +13,7 @@ splits             user_id, train_end int32, valid_index int32, test_index int32
 text_embeddings    item_index int32, vector list<float32>, has_text bool
 cooccurrence       item_a int32, item_b int32 (a < b), count int64; training interactions only
 collaborative      item_index int32, vector list<float32>
-semantic_ids       item_index int32, codes list<int32>; beside data/: codebooks.npy files and tokenizer.json
+semantic_ids       item_index int32, codes list<int32>; beside data/: .npy files and tokenizer.json
 popularity         scene string ('' = all scenes), item_index int32, count int64; training interactions only
 item_to_item       item_index int32, neighbour int32, rank int32 (from 0), score float64; at most 200 each
 =================  =======================================================================================

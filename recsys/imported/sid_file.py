@@ -35,6 +35,7 @@ _ITEMS: Final = ("item_id", "pid", "iid")
 _IDS: Final = ("sid", "codes")
 _AROUND: Final = "<|"  # tokens around a SID, such as <|sid_begin|>, are the template's
 _SHOWN: Final = 5
+_LARGEST: Final = 1 << 20  # a number above is no code
 
 
 def read_sids(path: Path, pattern: str) -> dict[str, tuple[str, ...]]:
@@ -103,6 +104,30 @@ def match_tokens(sids: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary) ->
     sizes = tuple(len(table) for table in tokens)
     version = sha256_parts([*sids, array.tobytes(), str(sizes)])[:12]
     return ForeignIds(list(sids), array, sizes, f"imported-{version}"), tokens
+
+
+def number_tokens(sids: Mapping[str, tuple[str, ...]]) -> ForeignIds:
+    """Codes of tokens without the vocabulary of a model.
+
+    A code's number is the one in its token; where the tokens of a level bear no numbers of their own, codes are
+    numbered in the order of the tokens. Codebooks are as large as the largest number says.
+
+    Args:
+        sids: item id to tokens, as `read_sids` gives them.
+    """
+    columns = list(zip(*sids.values(), strict=True))  # L x (I,)
+    codes = []
+    for column in columns:
+        tokens = sorted(set(column))
+        written = {token: _NUMBER.search(token) for token in tokens}
+        numbers = {token: int(match[1]) for token, match in written.items() if match is not None}
+        if len(set(numbers.values())) != len(tokens) or max(numbers.values()) > _LARGEST:
+            numbers = {token: rank for rank, token in enumerate(tokens)}
+        codes.append([numbers[token] for token in column])
+    array = np.array(codes, dtype=np.int32).T.copy()  # (I, L)
+    sizes = tuple(int(size) + 1 for size in array.max(axis=0))
+    version = sha256_parts([*sids, array.tobytes(), str(sizes)])[:12]
+    return ForeignIds(list(sids), array, sizes, f"imported-{version}")
 
 
 def _from_json(path: Path) -> list[tuple[str, Any]]:

@@ -1,1 +1,1 @@
-"""Semantic IDs: residual k-means, last-level reassignment, codebook sizes."""
+"""Semantic IDs: tokenizers behind one interface, collision policies, embedding sources, retraining, quality."""

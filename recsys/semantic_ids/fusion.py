@@ -24,13 +24,14 @@ def fuse(
         (I, D_t + D_c) float32.
     """
     parts = [
-        np.sqrt(1.0 - collaborative_weight) * _unit(text),
-        np.sqrt(collaborative_weight) * _unit(collaborative),
+        np.sqrt(1.0 - collaborative_weight) * unit_length(text),
+        np.sqrt(collaborative_weight) * unit_length(collaborative),
     ]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows (N, D) of length 1; zero rows stay zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: npt.NDArray[np.float32] = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-9)
     return unit

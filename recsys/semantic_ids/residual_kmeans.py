@@ -1,22 +1,25 @@
-"""Semantic IDs by residual k-means, made unique by an optimal assignment of the last code.
+"""Semantic IDs by residual k-means.
 
-Source: residual k-means as in OneRec's tokenizer (arXiv:2502.18965, section 3); the last level is reassigned inside
-each prefix so that the summed squared distance is least among the assignments without a collision.
+Source: residual k-means as in OneRec's tokenizer (arXiv:2502.18965, section 3).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final
 
 import faiss
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy.typing as npt
+
+    from recsys.semantic_ids.settings import Kind
 
 LEVELS: Final = 3
 _SMALLEST, _LARGEST = 32, 8192
@@ -36,7 +39,7 @@ def choose_codebook_sizes(num_items: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Codebooks:
-    """Centroids per level.
+    """Centroids per level: the tokenizer `residual_kmeans`.
 
     Attributes:
         centroids: L arrays (T_l, D) float32.
@@ -45,9 +48,19 @@ class Codebooks:
     centroids: tuple[npt.NDArray[np.float32], ...]
 
     @property
+    def kind(self) -> Kind:
+        """`residual_kmeans`."""
+        return "residual_kmeans"
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """T_1..T_L."""
         return tuple(len(level) for level in self.centroids)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.centroids[0].shape[1])
 
     def encode(self, vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Take the nearest centroid level by level.
@@ -63,16 +76,52 @@ class Codebooks:
         codes = np.empty((len(residual), len(self.centroids)), dtype=np.int32)
         for level, centroids in enumerate(self.centroids):
             before = residual
-            index = faiss.IndexFlatL2(centroids.shape[1])
-            index.add(centroids)
-            _, nearest = index.search(residual, 1)
-            codes[:, level] = nearest[:, 0]
+            codes[:, level] = nearest_rows(residual, centroids)
             residual = residual - centroids[codes[:, level]]
         return codes, before
 
+    def reconstruct(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """The sum (N, D) of the centroids that codes (N, L) name."""
+        parts = [centroids[codes[:, level]] for level, centroids in enumerate(self.centroids)]
+        total: npt.NDArray[np.float32] = np.sum(parts, axis=0, dtype=np.float32)
+        return total
+
+    def state(self) -> dict[str, npt.NDArray[np.float32]]:
+        """`codebook_<level>`."""
+        return {f"codebook_{level}": centroids for level, centroids in enumerate(self.centroids)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, npt.NDArray[np.float32]]) -> Codebooks:
+        """Undo `state`.
+
+        Raises:
+            KeyError: there is no `codebook_0`.
+        """
+        first = state["codebook_0"]
+        names = takewhile(lambda name: name in state, (f"codebook_{level}" for level in count(1)))
+        return cls((first, *(state[name] for name in names)))
+
+    def relabelled(self, order: Sequence[npt.NDArray[np.intp]]) -> Codebooks:
+        """The same centroids in another order per level."""
+        return Codebooks(tuple(level[rows] for level, rows in zip(self.centroids, order, strict=True)))
+
+
+def nearest_rows(vectors: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """(N,) the row of `centroids` (T, d) that is nearest to each of `vectors` (N, d), C-contiguous float32 both."""
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    index.add(centroids)
+    _, nearest = index.search(vectors, 1)
+    found: npt.NDArray[np.int64] = nearest[:, 0]
+    return found
+
 
 def fit_residual_kmeans(
-    vectors: npt.NDArray[np.float32], sizes: tuple[int, ...], *, seed: int, iterations: int = 25
+    vectors: npt.NDArray[np.float32],
+    sizes: tuple[int, ...],
+    *,
+    seed: int,
+    iterations: int = 25,
+    warm: Codebooks | None = None,
 ) -> Codebooks:
     """Fit one k-means per level on what the levels before left over.
 
@@ -81,6 +130,7 @@ def fit_residual_kmeans(
         sizes: T_1..T_L; a level gets at most N distinct centroids, the rest repeat the zero residual.
         seed: of the initial centroids.
         iterations: Lloyd iterations per level.
+        warm: initial centroids of every level, of the same sizes.
 
     Raises:
         DataError: no vectors.
@@ -90,16 +140,25 @@ def fit_residual_kmeans(
     residual = np.ascontiguousarray(vectors, dtype=np.float32).copy()
     centroids: list[npt.NDArray[np.float32]] = []
     for level, size in enumerate(sizes):
-        level_centroids = _fit_level(residual, size, seed=seed + level, iterations=iterations)
-        centroids.append(level_centroids)
-        codes, _ = Codebooks((level_centroids,)).encode(residual)
-        residual = residual - level_centroids[codes[:, 0]]
+        initial = None if warm is None else warm.centroids[level]
+        fitted = fit_kmeans(residual, size, seed=seed + level, iterations=iterations, initial=initial)
+        centroids.append(fitted)
+        codes, _ = Codebooks((fitted,)).encode(residual)
+        residual = residual - fitted[codes[:, 0]]
     return Codebooks(tuple(centroids))
 
 
-def _fit_level(residual: npt.NDArray[np.float32], size: int, *, seed: int, iterations: int) -> npt.NDArray[np.float32]:
-    count, dimension = residual.shape
-    clusters = min(size, count)
+def fit_kmeans(
+    vectors: npt.NDArray[np.float32],
+    size: int,
+    *,
+    seed: int,
+    iterations: int,
+    initial: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Centroids (T, d) of vectors (N, d), C-contiguous float32; beyond N of them the rest lie at random."""
+    number, dimension = vectors.shape
+    clusters = min(size, number)
     kmeans = faiss.Kmeans(
         dimension,
         clusters,
@@ -108,71 +167,13 @@ def _fit_level(residual: npt.NDArray[np.float32], size: int, *, seed: int, itera
         min_points_per_centroid=1,
         max_points_per_centroid=1024,
     )
-    kmeans.train(residual)
-    centroids = np.zeros((size, dimension), dtype=np.float32)  # (T, D)
+    kmeans.train(vectors, init_centroids=None if initial is None else np.ascontiguousarray(initial[:clusters]))
+    centroids = np.zeros((size, dimension), dtype=np.float32)  # (T, d)
     centroids[:clusters] = kmeans.centroids
     # Centroids without a point of their own stay usable for the reassignment of the last level: spread them.
-    if clusters < size:
+    if clusters < size and initial is None:
         spare = np.random.default_rng(seed).standard_normal((size - clusters, dimension))
-        centroids[clusters:] = (spare * residual.std()).astype(np.float32)
+        centroids[clusters:] = (spare * vectors.std()).astype(np.float32)
+    elif clusters < size and initial is not None:
+        centroids[clusters:] = initial[clusters:]
     return centroids
-
-
-def reassign_last_level(
-    codes: npt.NDArray[np.int32], residuals: npt.NDArray[np.float32], last: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int32]:
-    """Give the items that share a prefix different last codes, at the least summed squared distance.
-
-    A prefix with n items and T codes gets at most ceil(n / T) items per code, so that every semantic ID is unique
-    while n <= T.
-
-    Args:
-        codes: (N, L) greedy codes.
-        residuals: (N, D) what the first L - 1 levels left over.
-        last: (T, D) last codebook.
-
-    Returns:
-        (N, L) codes; only the last column differs.
-    """
-    result = codes.copy()
-    size = len(last)
-    order = np.lexsort(codes.T[::-1])
-    prefixes = codes[order, :-1]
-    starts = np.flatnonzero(np.r_[True, (prefixes[1:] != prefixes[:-1]).any(axis=1)])
-    for group in np.split(order, starts[1:]):
-        if len(np.unique(codes[group, -1])) == len(group):
-            continue
-        capacity = -(-len(group) // size)
-        distance = ((residuals[group, None, :] - last[None, :, :]) ** 2).sum(axis=2)  # (n, T)
-        rows, columns = linear_sum_assignment(np.tile(distance, (1, capacity)))
-        result[group[rows], -1] = (columns % size).astype(np.int32)
-    return result
-
-
-def assign_new(
-    vectors: npt.NDArray[np.float32], codebooks: Codebooks, taken: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int32]:
-    """Semantic IDs for items that come after the tokenizer was built.
-
-    Each takes the nearest free last code in its greedy prefix, in the order given; where the prefix is full it joins
-    the bucket of its nearest code.
-
-    Args:
-        vectors: (N, D) embeddings of the new items.
-        codebooks: of this tokenizer version.
-        taken: (M, L) every semantic ID ever given in this version, dead ones included.
-
-    Returns:
-        (N, L) codes.
-    """
-    codes, residuals = codebooks.encode(vectors)
-    last = codebooks.centroids[-1]
-    used: dict[tuple[int, ...], set[int]] = {}
-    for row in taken.tolist():
-        used.setdefault(tuple(row[:-1]), set()).add(row[-1])
-    for row, residual in zip(codes, residuals, strict=True):
-        occupied = used.setdefault(tuple(row[:-1].tolist()), set())
-        nearest = np.argsort(((residual - last) ** 2).sum(axis=1), kind="stable")
-        row[-1] = next((code for code in nearest.tolist() if code not in occupied), int(nearest[0]))
-        occupied.add(int(row[-1]))
-    return codes

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.example_generator import Example
 from recsys.backends.prompted import Vocabulary
 from recsys.errors import DataError, InputError
-from recsys.imported.sid_file import match_tokens, read_sids
+from recsys.imported.sid_file import match_tokens, number_tokens, read_sids
 
 PATTERN = "<s_{letter}_{code}>"
 WANTED = {"a": ("<s_a_1>", "<s_b_0>"), "b": ("<s_a_0>", "<s_b_2>")}
@@ -122,3 +122,9 @@ def test_published_files_are_read(real_data: Path) -> None:
     assert beauty["0"] == ("<a_183>", "<b_70>", "<c_232>", "<d_6>")
     scientific = read_sids(real_data / "amazon2018_scientific" / "sids" / "rkmeans_zcr.index.json.gz", "")
     assert len(scientific) == 4_344
+
+
+def test_tokens_are_numbered_without_a_vocabulary() -> None:
+    ids = number_tokens({"x": ("<a_3>", "red"), "y": ("<a_0>", "blue"), "z": ("<a_3>", "blue")})
+    assert ids.codes.tolist() == [[3, 1], [0, 0], [3, 0]]
+    assert ids.sizes == (4, 2)

@@ -8,14 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.errors import DataError
+from recsys.semantic_ids.collisions import assign_new, reassign_last_level
 from recsys.semantic_ids.fusion import fuse
-from recsys.semantic_ids.residual_kmeans import (
-    Codebooks,
-    assign_new,
-    choose_codebook_sizes,
-    fit_residual_kmeans,
-    reassign_last_level,
-)
+from recsys.semantic_ids.residual_kmeans import Codebooks, choose_codebook_sizes, fit_residual_kmeans
 
 
 def unit_vectors(count: int, seed: int = 0) -> np.ndarray:
