@@ -319,16 +319,8 @@ def above(start: Start, nodes: Ints, counts: Counts) -> tuple[Ints, Ints]:
         nodes: (m,) of the depth below, ascending, with repetition.
         counts: (n_d,) live items.
     """
-    found, empty = parents(start, nodes), np.empty(len(nodes), np.int64)
-    at = run = 0
-    for place, node in enumerate(found):
-        run += 1
-        if place + 1 == len(found) or found[place + 1] != node:
-            if counts[node] == run:
-                empty[at] = node
-                at += 1
-            run = 0
-    return found, empty[:at]
+    found = parents(start, nodes)
+    return found, emptied(found, counts[found])
 
 
 @compiled

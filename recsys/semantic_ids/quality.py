@@ -113,15 +113,13 @@ def measure_sids(
     variance = None if vectors is None else _variance(vectors)
     levels = []
     for level, size in enumerate(sizes):
-        counts = np.bincount(codes[:, level], minlength=size)
-        share = counts[counts > 0] / len(codes)
-        entropy = float(-(share * np.log2(share)).sum()) + 0.0
+        used, entropy = _use(codes[:, level])
         children = children_counts(groups, level)
         left = None if vectors is None or not variance else _inside(groups[level], vectors) / variance
         levels.append(
             LevelQuality(
                 size,
-                int((counts > 0).sum()),
+                used,
                 entropy,
                 2**entropy / size,
                 int(groups[level].max()) + 1,
@@ -139,6 +137,13 @@ def measure_sids(
     return SidQuality(
         len(codes), len(buckets), int(buckets[buckets > 1].sum()), int(buckets.max()), error, tuple(levels)
     )
+
+
+def _use(codes: npt.NDArray[np.int32]) -> tuple[int, float]:
+    """How many codes (I,) are in use, and the entropy of their use in bits."""
+    _, counts = np.unique(codes, return_counts=True)
+    share = counts / len(codes)
+    return len(counts), float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def prefix_groups(codes: npt.NDArray[np.int32]) -> list[Groups]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from recsys.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from training.settings import RunSettings
 
 
-class HeadSettings(BaseModel):
+class HeadSettings(RunSettings):
     """The whole of a fitting."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    subject: ClassVar[str] = "setting of the head's fitting"
+    page: ClassVar[str] = "docs/import_model.md"
 
     steps: int = Field(600, ge=1)
     batch: int = Field(32, ge=1, description="histories per step")
@@ -33,34 +30,3 @@ class HeadSettings(BaseModel):
     patience: int = Field(5, ge=1, description="evaluations without a better agreement before the end")
     checkpoint_every: int = Field(100, ge=1)
     threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
-
-    @classmethod
-    def load(cls, path: Path) -> HeadSettings:
-        """Read a YAML file.
-
-        Raises:
-            ConfigError: not YAML, or a field that is unknown or out of range.
-        """
-        try:
-            return cls.parse(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not a YAML file: {error}", field="config", value=str(path)) from error
-
-    @classmethod
-    def parse(cls, value: dict[str, Any]) -> HeadSettings:
-        """Validate a mapping.
-
-        Raises:
-            ConfigError: a field that is unknown or out of range.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"setting of the head's fitting: {first['msg']}",
-                field=name,
-                value=first.get("input"),
-                remedy="see docs/import_model.md",
-            ) from error

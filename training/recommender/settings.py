@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from recsys.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from training.settings import RunSettings
 
 
 class _Strict(BaseModel):
@@ -57,8 +53,11 @@ class TeacherSettings(_Strict):
     folds: int = Field(1, ge=1, description="cross-fitting by user folds; 1 = in-sample")
 
 
-class TrainSettings(_Strict):
+class TrainSettings(RunSettings):
     """The whole of a training run."""
+
+    subject: ClassVar[str] = "training setting"
+    page: ClassVar[str] = "docs/training.md"
 
     model: ModelSettings = ModelSettings()
     teacher: TeacherSettings = TeacherSettings()
@@ -83,31 +82,3 @@ class TrainSettings(_Strict):
     def identity(self) -> str:
         """For a run's fingerprint; a limit that is not set does not show, so that runs from before it still count."""
         return self.model_dump_json(exclude={"cpu_minutes"} if self.cpu_minutes is None else None)
-
-    @classmethod
-    def load(cls, path: Path) -> TrainSettings:
-        """Read a YAML file.
-
-        Raises:
-            ConfigError: not YAML, or a field that is unknown or out of range.
-        """
-        try:
-            return cls.parse(yaml.safe_load(path.read_text()) or {})
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not a YAML file: {error}", field="config", value=str(path)) from error
-
-    @classmethod
-    def parse(cls, value: dict[str, Any]) -> TrainSettings:
-        """Validate a mapping.
-
-        Raises:
-            ConfigError: a field that is unknown or out of range.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"training setting: {first['msg']}", field=name, value=first.get("input"), remedy="see docs/training.md"
-            ) from error

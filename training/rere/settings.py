@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from recsys.errors import ConfigError
 from training.rere.losses import Clip
 from training.rere.rollouts import Plan
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from training.settings import RunSettings
 
 
-class RereSettings(BaseModel):
+class RereSettings(RunSettings):
     """The whole of a run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    subject: ClassVar[str] = "setting of the reinforcement learning"
+    page: ClassVar[str] = "docs/rere.md"
 
     steps: int = Field(400, ge=1, description="rollouts of a batch, each with its updates")
     cpu_minutes: float | None = Field(None, gt=0, description="ends the run earlier; null = no limit")
@@ -63,34 +60,3 @@ class RereSettings(BaseModel):
         """Of the ratio to the rollout's policy."""
         usual = 0.28 if self.loss == "dapo" else self.clip_low
         return Clip(self.clip_low, usual if self.clip_high is None else self.clip_high)
-
-    @classmethod
-    def load(cls, path: Path) -> RereSettings:
-        """Read a YAML file.
-
-        Raises:
-            ConfigError: not YAML, or a field that is unknown or out of range.
-        """
-        try:
-            return cls.parse(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not a YAML file: {error}", field="config", value=str(path)) from error
-
-    @classmethod
-    def parse(cls, value: dict[str, Any]) -> RereSettings:
-        """Validate a mapping.
-
-        Raises:
-            ConfigError: a field that is unknown or out of range.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"setting of the reinforcement learning: {first['msg']}",
-                field=name,
-                value=first.get("input"),
-                remedy="see docs/rere.md",
-            ) from error
