@@ -74,8 +74,9 @@ def test_another_parent_is_another_run(tiny_data: PreparedData, tmp_path: Path) 
 
 
 def test_a_run_that_gets_worse_ends_as_its_parent(tiny_data: PreparedData, tmp_path: Path) -> None:
-    parent = trained(tiny_data, tmp_path / "run")
-    ruinous = settings().model_copy(update={"learning_rate": 1e4})
+    train(tiny_data, settings().model_copy(update={"steps": 200}), tmp_path / "run", seed=1)
+    parent = load_parent(tmp_path / "run", tiny_data)
+    ruinous = settings().model_copy(update={"learning_rate": 1.0})
     manifest = train(tiny_data, ruinous, tmp_path / "child", seed=1, parent=parent)
     kept = load_file(tmp_path / "child" / "model" / "weights.safetensors")
     assert manifest["best_step"] == 0
