@@ -3,7 +3,7 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
 `decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
-`rere-DATASET`, `rere-DATASET-KIND` of `benchmarks.rere_tables`.
+`import-FAMILY`; `rere-DATASET`, `rere-DATASET-KIND` of `benchmarks.rere_tables`.
 """
 
 from __future__ import annotations
@@ -165,6 +165,20 @@ def vllm_table(figures: Named) -> Table:
     return Table("one request, on the CPU", ["width", *columns], rows)
 
 
+def import_table(family: str, figures: Named) -> Table:
+    """What an imported model's decoders answer, and in which time."""
+    columns = {
+        "same first item as beam": "top1", "top 10 shared": "top10", "Recall@10": "recall@10", "NDCG@10": "ndcg@10",
+        "ineligible": "ineligible", "ms": "ms",
+    }  # fmt: skip
+    pattern = re.compile(rf"import\.{family}\.(\w+)\.ms")
+    names = [match[1] for name in figures if (match := pattern.fullmatch(name))]
+    rows = [
+        [name, *(f"{figures[f'import.{family}.{name}.{one}'].value:.3g}" for one in columns.values())] for name in names
+    ]
+    return Table(f"{family}, one request", ["decoder", *columns], rows)
+
+
 def vllm_overview(report: Report) -> RichTable:
     """The table that a terminal shows after `windfire bench vllm`."""
     return vllm_table({figure.name: figure for figure in report.figures}).rich()
@@ -206,6 +220,11 @@ def render(name: str, folder: Path = FIGURES) -> str:
         )
     if bench == "decoding":
         return _decoding_part(rest, folder)
+    if bench == "import":
+        report = _report(folder, "import_model.json")
+        if report is None:
+            return _unmeasured("import-model --out DIR", "import_model.json")
+        return _filled(import_table(rest, {figure.name: figure for figure in report.figures}), name)
     if bench == "rere":
         return _rere_part(rest, folder)
     dataset, _, kind = rest.partition("-")
