@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.tables import Table, interval_text, share_text
@@ -18,14 +19,16 @@ if TYPE_CHECKING:
     Build = Callable[[str, Named, Mapping[str, Any]], Table]
 
 
-def _measured(dataset: str, figures: Named, methods: Mapping[str, Any]) -> list[str]:
-    return [method for method in methods if f"rere.{dataset}.{method}.masked.ndcg@10" in figures]
+def _measured(dataset: str, figures: Named) -> list[str]:
+    """The arms, in the order in which they were measured."""
+    pattern = re.compile(rf"rere\.{dataset}\.(\w+)\.masked\.ndcg@10")
+    return [match[1] for name in figures if (match := pattern.fullmatch(name))]
 
 
 def accuracy_table(dataset: str, figures: Named, methods: Mapping[str, Any], view: str = "masked") -> Table:
     """Recall at every K and NDCG at some, with what is recommended beside."""
     rows = []
-    for method in _measured(dataset, figures, methods):
+    for method in _measured(dataset, figures):
         stem = f"rere.{dataset}.{method}.{view}"
         metrics = [*(f"recall@{k}" for k in KS), "ndcg@3", "ndcg@10", "coverage@10", "invalid@50"]
         rows.append([methods[method]["title"], *(share_text(figures[f"{stem}.{metric}"]) for metric in metrics)])
@@ -41,7 +44,7 @@ def unmasked_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> 
 def differences_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Table:
     """Differences to the controls with their intervals, history masked."""
     rows = []
-    for method in _measured(dataset, figures, methods):
+    for method in _measured(dataset, figures):
         for other in methods[method]["against"]:
             stem = f"rere.{dataset}.{method}.masked"
             if f"{stem}.recall@1.minus.{other}" not in figures:
@@ -62,7 +65,7 @@ def learning_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> 
         "hinted": "hinted", "divergence": "kl",
     }  # fmt: skip
     rows = []
-    for method in _measured(dataset, figures, methods):
+    for method in _measured(dataset, figures):
         cells = [_number(figures.get(f"rere.{dataset}.{method}.{metric}")) for metric in columns.values()]
         rows.append([methods[method]["title"], *cells])
     return Table(f"{dataset}: the training on top, mean of the seeds", ["arm", *columns], rows)
