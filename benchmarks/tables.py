@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
+`rere-speed`, `rere-speed-training`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MARKED: Final = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _ABSENT: Final = "-"
 _ENGINES: Final = ("_torch_bf16", "_onnx", "_onnx_int8")  # endings of methods whose forwards another engine computes
+_RERE_SPEED: Final = "rere-speed"
 
 Named = dict[str, Figure]
 
@@ -205,6 +207,8 @@ def render(name: str, folder: Path = FIGURES) -> str:
         )
     if bench == "decoding":
         return _decoding_part(rest, folder)
+    if name.startswith(_RERE_SPEED):
+        return _rere_speed(name, folder)
     dataset, _, kind = rest.partition("-")
     if bench != "quality" or kind not in _QUALITY:
         raise _no_table(name)
@@ -213,6 +217,17 @@ def render(name: str, folder: Path = FIGURES) -> str:
         return _unmeasured("quality", "quality.json")
     table = _QUALITY[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
     return _filled(table, name)
+
+
+def _rere_speed(name: str, folder: Path) -> str:
+    from benchmarks.rere_speed_tables import TABLES  # it imports this module
+
+    if name not in TABLES:
+        raise _no_table(name)
+    report = _report(folder, "rere_speed.json")
+    if report is None:
+        return _unmeasured(f"{_RERE_SPEED} --run RUN --data WORK", "rere_speed.json")
+    return _filled(TABLES[name]({figure.name: figure for figure in report.figures}), name)
 
 
 def _decoding_part(rest: str, folder: Path) -> str:
