@@ -139,10 +139,7 @@ def rollout_figures(run: Path, data: PreparedData, settings: SpeedSettings) -> l
         batches = [
             methods.samples.requests(methods.samples.at(turn, settings.batch)) for turn in range(settings.rounds + 1)
         ]
-        calls = {
-            name: lambda turn, call=call: call(batches[turn])  # type: ignore[misc]
-            for name, call in methods.calls.items()
-        }
+        calls = {name: lambda turn, call=call: call(batches[turn]) for name, call in methods.calls.items()}
         rounds = {name: settings.slow_rounds if name == PEER else settings.rounds for name in calls}
         rng = np.random.default_rng(settings.seed)
         times = take_turns(calls, rounds, rng)

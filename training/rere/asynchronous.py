@@ -113,7 +113,7 @@ def core_settings(source: Path, work: Path, trainer: RereTrainer, *, seed: int) 
     """The run as the core sees it; the trainer's fingerprint stands for all that decides the weights."""
     settings, blocks = trainer.settings, trainer.settings.blocks
     paths = {"source": source, "work": work, "out": trainer.out}
-    local = {name: str(path.resolve()) for name, path in paths.items()}
+    local: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items()}
     local |= {"seed": seed, "settings": settings.model_dump()}
     options, threads = {"fingerprint": trainer.fingerprint}, settings.threads or 1
     judging = {"judging": settings.judging, "seed": seed, "blocks": blocks}

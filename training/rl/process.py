@@ -94,7 +94,7 @@ class LearnerServer:
     @property
     def hello(self) -> dict[str, Any]:
         """Where the learner stands."""
-        return {"version": self.version, "done": self._learner.done}
+        return {"version": self.version, "done": bool(self._learner.done)}
 
     def _publish(self) -> None:
         write_bytes_atomically(weights_path(self._directory, self.version), pack_arrays(self._learner.weights()))
