@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.tables import Table, interval_text, share_text
+from benchmarks.table import Table, interval_text, share_text
 from recsys.evaluation.metrics import KS
 
 if TYPE_CHECKING:
@@ -78,6 +78,14 @@ TABLES: Final[dict[str, Build]] = {
     "differences": differences_table,
     "learning": learning_table,
 }
+
+
+def marked_table(rest: str, report: Report) -> Table | None:
+    """Of the mark `rere-DATASET` or `rere-DATASET-KIND`."""
+    dataset, _, kind = rest.partition("-")
+    if kind not in TABLES:
+        return None
+    return TABLES[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
 
 
 def rere_overview(report: Report) -> list[RichTable]:

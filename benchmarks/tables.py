@@ -2,54 +2,31 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
-`import-FAMILY`; `rere-DATASET`, `rere-DATASET-KIND` of `benchmarks.rere_tables`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; those of the
+modules in `_OTHERS`.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.table import Table as RichTable
-
 from benchmarks.figures import FIGURES, ROOT, Figure, Report
+from benchmarks.table import ABSENT, Table, interval_text, share_text
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from rich.table import Table as RichTable
+
 _MARKED: Final = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-_ABSENT: Final = "-"
 _ENGINES: Final = ("_torch_bf16", "_onnx", "_onnx_int8")  # endings of methods whose forwards another engine computes
 
 Named = dict[str, Figure]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text, the first column left, the others right."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """As a Markdown table, every line ended."""
-        marks = ["---", *["---:"] * (len(self.header) - 1)]
-        return "".join(f"| {' | '.join(row)} |\n" for row in (self.header, marks, *self.rows))
-
-    def rich(self) -> RichTable:
-        """For a terminal."""
-        table = RichTable(title=self.title, title_justify="left")
-        for column, name in enumerate(self.header):
-            table.add_column(name, justify="right" if column else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
 
 
 def quality_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Table:
@@ -142,47 +119,20 @@ def _decoding(found: Sequence[tuple[str, str, str]], figures: Named, title: str)
         for name in names:
             stem = f"decoding.{backbone}.beam{beam}.{name}"
             time, ratio = figures.get(f"{stem}.ms"), figures.get(f"{stem}.over_prefill")
-            text = _ABSENT if time is None else f"{time.value:.3g}"
+            text = ABSENT if time is None else f"{time.value:.3g}"
             cells.append(text if ratio is None else f"{text} ({ratio.value:.2f})")
         rows.append([f"{backbone}, beam {beam}", *cells])
     return Table(title, ["backbone", *names], rows)
 
 
-def vllm_table(figures: Named) -> Table:
-    """NEZHA inside vLLM beside vLLM's own beam search."""
-    columns = {
-        "own engine, ms": "nezha.ms", "plug-in, ms": "vllm_nezha.ms", "vLLM's beam, ms": "vllm_beam.ms",
-        "beam / plug-in": "vllm_beam.over_vllm_nezha", "plug-in invalid": "vllm_nezha.invalid",
-        "beam invalid, unconstrained": "vllm_beam.invalid", "same items as own": "vllm_nezha.same_items",
-        "largest score difference": "vllm_nezha.score_difference",
-    }  # fmt: skip
-    pattern = re.compile(r"decoding\.vllm\.beam(\d+)\.nezha\.ms")
-    widths = [match[1] for name in figures if (match := pattern.fullmatch(name))]
-    rows = [
-        [width, *(f"{figures[f'decoding.vllm.beam{width}.{metric}'].value:.3g}" for metric in columns.values())]
-        for width in widths
-    ]
-    return Table("one request, on the CPU", ["width", *columns], rows)
-
-
-def import_table(family: str, figures: Named) -> Table:
-    """What an imported model's decoders answer, and in which time."""
-    columns = {
-        "same first item as beam": "top1", "top 10 shared": "top10", "Recall@10": "recall@10", "NDCG@10": "ndcg@10",
-        "ineligible": "ineligible", "ms": "ms",
-    }  # fmt: skip
-    pattern = re.compile(rf"import\.{family}\.(\w+)\.ms")
-    names = [match[1] for name in figures if (match := pattern.fullmatch(name))]
-    rows = [
-        [name, *(f"{figures[f'import.{family}.{name}.{one}'].value:.3g}" for one in columns.values())] for name in names
-    ]
-    return Table(f"{family}, one request", ["decoder", *columns], rows)
-
-
-def vllm_overview(report: Report) -> RichTable:
-    """The table that a terminal shows after `windfire bench vllm`."""
-    return vllm_table({figure.name: figure for figure in report.figures}).rich()
-
+_OTHERS: Final[dict[str, tuple[str, str, str]]] = {
+    "vllm": ("vllm", "vllm.json", "benchmarks.vllm_tables"),
+    "import": ("import-model --out DIR", "import_model.json", "benchmarks.import_tables"),
+    "rere-speed": ("rere-speed --run RUN --data WORK", "rere_speed.json", "benchmarks.rere_speed_tables"),
+    "rere": ("rere", "rere.json", "benchmarks.rere_tables"),
+}
+"""How a mark begins: the command behind its figures, their file, and the module whose `marked_table` makes of the
+rest of the mark and the report a table, or None where it has no such table."""
 
 _QUALITY: Final[dict[str, Callable[[str, Named, Mapping[str, Any]], Table]]] = {
     "": quality_table,
@@ -211,22 +161,17 @@ def render(name: str, folder: Path = FIGURES) -> str:
         DataError: no table has this name, or its figures hold nothing for it.
     """
     bench, _, rest = name.partition("-")
-    if name == "vllm":
-        report = _report(folder, "vllm.json")
-        return (
-            _unmeasured("vllm", "vllm.json")
-            if report is None
-            else _filled(vllm_table({figure.name: figure for figure in report.figures}), name)
-        )
     if bench == "decoding":
         return _decoding_part(rest, folder)
-    if bench == "import":
-        report = _report(folder, "import_model.json")
-        if report is None:
-            return _unmeasured("import-model --out DIR", "import_model.json")
-        return _filled(import_table(rest, {figure.name: figure for figure in report.figures}), name)
-    if bench == "rere":
-        return _rere_part(rest, folder)
+    for mark, (command, file, module) in _OTHERS.items():
+        if name == mark or name.startswith(f"{mark}-"):
+            report = _report(folder, file)
+            if report is None:
+                return _unmeasured(command, file)
+            table = import_module(module).marked_table(name[len(mark) + 1 :], report)
+            if table is None:
+                raise _no_table(name)
+            return _filled(table, name)
     dataset, _, kind = rest.partition("-")
     if bench != "quality" or kind not in _QUALITY:
         raise _no_table(name)
@@ -251,19 +196,6 @@ def _decoding_part(rest: str, folder: Path) -> str:
     if report is None:
         return _unmeasured("decoding" if part == parts.DEFAULT else f"decoding --part {part}", file)
     return _filled(tables[kind]({figure.name: figure for figure in report.figures}), f"decoding-{rest}")
-
-
-def _rere_part(rest: str, folder: Path) -> str:
-    from benchmarks.rere_tables import TABLES  # it imports this module
-
-    dataset, _, kind = rest.partition("-")
-    if kind not in TABLES:
-        raise _no_table(f"rere-{rest}")
-    report = _report(folder, "rere.json")
-    if report is None:
-        return _unmeasured("rere", "rere.json")
-    table = TABLES[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
-    return _filled(table, f"rere-{rest}")
 
 
 def _report(folder: Path, file: str) -> Report | None:
@@ -324,23 +256,6 @@ def _both(dataset: str, method: str, other: str, figures: Named) -> list[str]:
         for name in names
         for cell in (share_text(figures[name], signed=True), interval_text(figures[name], signed=True))
     ]
-
-
-def share_text(figure: Figure, *, signed: bool = False) -> str:
-    """The value with four places, without the zero before the point."""
-    return _short(figure.value, signed=signed)
-
-
-def interval_text(figure: Figure, *, signed: bool = False) -> str:
-    """The ends of the interval."""
-    if figure.low is None or figure.high is None:
-        return _ABSENT
-    return f"{_short(figure.low, signed=signed)} to {_short(figure.high, signed=signed)}"
-
-
-def _short(value: float, *, signed: bool) -> str:
-    """Four places without the zero before the point: .0482, +.0031."""
-    return f"{value:+.4f}".replace("+0.", "+.").replace("-0.", "-.") if signed else f"{value:.4f}".removeprefix("0")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.figures import Figure, Report
-    from benchmarks.tables import Table
+    from benchmarks.table import Table
 
 DEFAULT: Final = "latency"
 PARTS: Final[dict[str, str]] = {

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from benchmarks.decoding_parts import Request
-    from benchmarks.tables import Table
+    from benchmarks.table import Table
 
     Codes = npt.NDArray[np.int32]
     Vectors = npt.NDArray[np.float32]

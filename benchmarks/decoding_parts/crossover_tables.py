@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.decoding_parts.peers_tables import cell
 from benchmarks.figures import Figure
-from benchmarks.tables import Table
+from benchmarks.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

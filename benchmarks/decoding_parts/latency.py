@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from benchmarks.decoding_parts import Request
     from benchmarks.figures import Figure, Report
-    from benchmarks.tables import Table
+    from benchmarks.table import Table
 
 TABLES: Final[dict[str, Callable[[dict[str, Figure]], Table]]] = {"": decoding_table, "engines": engines_table}
 

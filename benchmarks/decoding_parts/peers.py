@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from benchmarks.decoding_parts import Request
     from benchmarks.decoding_parts.lab import History
-    from benchmarks.tables import Table
+    from benchmarks.table import Table
     from recsys.decoding.decoder import Decoder
     from recsys.models import Recommender
 

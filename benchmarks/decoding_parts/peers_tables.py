@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.tables import Table
+from benchmarks.table import Table
 
 if TYPE_CHECKING:
     from benchmarks.figures import Figure

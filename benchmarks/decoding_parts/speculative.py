@@ -19,7 +19,7 @@ from benchmarks.decoding_parts.settings import PeersSettings
 from benchmarks.decoding_parts.timing import middle, ratio, take_turns
 from benchmarks.figures import Figure, Report, environment, now
 from benchmarks.settings_file import load_settings
-from benchmarks.tables import Table
+from benchmarks.table import Table
 from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.eligibility import Eligibility
 from recsys.decoding.speculative import SpeculativeDecoder

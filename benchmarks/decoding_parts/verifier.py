@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from benchmarks.decoding_parts import Request
-    from benchmarks.tables import Table
+    from benchmarks.table import Table
     from recsys.decoding.verifier import Structure
 
     Items = npt.NDArray[np.int64]

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from benchmarks.decoding_parts.peers_tables import cell
-from benchmarks.tables import Table
+from benchmarks.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.figures import FIGURES, ROOT, Figure, Report
 from benchmarks.quality_settings import QualitySettings
-from benchmarks.tables import Table, pages, quality_overview, render, rewritten
+from benchmarks.table import Table
+from benchmarks.tables import pages, quality_overview, render, rewritten
 from recsys.errors import DataError
 from recsys.evaluation.metrics import GAINS, KS
 

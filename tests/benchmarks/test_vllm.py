@@ -9,10 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from benchmarks.figures import Report
-from benchmarks.tables import vllm_overview, vllm_table
 from benchmarks.vllm import Measured, VllmSettings, figures_of
 from benchmarks.vllm_models import Trained, Walks, export_language_model, train
+from benchmarks.vllm_tables import vllm_table
 from recsys.decoding.decoder import Ranked
 from recsys.errors import ConfigError
 
@@ -77,7 +76,6 @@ def test_figures_say_what_was_returned(trained: Trained, settings: VllmSettings)
     }  # fmt: skip
     table = vllm_table({figure.name: figure for figure in figures})
     assert table.rows == [["3", "1", "2", "8", "4", "0.25", "0.5", "0.5", "0.25"]]
-    assert vllm_overview(Report("c", {}, [1], figures, "now", {})).row_count == 1
 
 
 def test_a_bad_setting_names_the_field(tmp_path: Path) -> None:

@@ -72,11 +72,7 @@ def save_checkpoint(
     random: Sequence[RandomState],
 ) -> None:
     """Write everything that the next step depends on; `random` by rank."""
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average/{name}": value for name, value in average.items()}
-    tensors |= {f"best/{name}": value for name, value in best.items()}
-    for index, slots in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{slot}": value for slot, value in slots.items()}
+    tensors = state_tensors(model, average, best, optimiser)
     for rank, state in enumerate(random):
         tensors[_of_rank("rng/torch", rank)] = state.dropout
         tensors[_of_rank("rng/teacher", rank)] = state.teacher
@@ -114,20 +110,44 @@ def load_checkpoint(
                 remedy="choose another --out, or remove this folder to start again",
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    average, best = load_state_tensors(tensors, model, optimiser)
+    if _of_rank("rng/torch", rank) in tensors:
+        torch.set_rng_state(tensors[_of_rank("rng/torch", rank)])
+        generator.set_state(tensors[_of_rank("rng/teacher", rank)])
+    return Progress(**json.loads(metadata["progress"])), average, best
+
+
+def state_tensors(
+    model: nn.Module, average: dict[str, Tensor], best: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Weights and the optimiser's state under one name each; what `load_state_tensors` takes."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average/{name}": value for name, value in average.items()}
+    tensors |= {f"best/{name}": value for name, value in best.items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{slot}": value for slot, value in slots.items()}
+    return tensors
+
+
+def load_state_tensors(
+    tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Put a state back.
+
+    Returns:
+        The averaged and the best weights, on the model's device.
+    """
     model.load_state_dict(_below(tensors, "model"))
     state: dict[int, dict[str, Any]] = {}
     for name, value in _below(tensors, "optimiser").items():
         index, slot = name.split("/")
         state.setdefault(int(index), {})[slot] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    if _of_rank("rng/torch", rank) in tensors:
-        torch.set_rng_state(tensors[_of_rank("rng/torch", rank)])
-        generator.set_state(tensors[_of_rank("rng/teacher", rank)])
     device = next(model.parameters()).device
     average, best = (
         {name: value.to(device) for name, value in _below(tensors, folder).items()} for folder in ("average", "best")
     )
-    return Progress(**json.loads(metadata["progress"])), average, best
+    return average, best
 
 
 def _of_rank(name: str, rank: int) -> str:

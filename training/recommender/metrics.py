@@ -46,6 +46,7 @@ class MetricsLog:
             writer.writerow([step, *(f"{value:.6g}" for value in row.values())])
         for name, value in row.items():
             self._events.add_scalar(name, value, step)
+        self._events.flush()  # a killed process takes nothing with it
 
     def close(self) -> None:
         """Write out what TensorBoard has not got yet."""

@@ -10,6 +10,8 @@ import numpy as np
 from recsys.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
 NO_ITEM: Final = -1
@@ -87,6 +89,11 @@ class Groups:
         own = np.arange(self.log_probs.shape[2]) >= self.hinted[:, None]  # (n, L)
         learned: npt.NDArray[np.bool_] = self.valid[:, :, None] & own[:, None, :]
         return learned
+
+
+def joined(parts: Sequence[Groups]) -> Groups:
+    """One batch of several, in their order."""
+    return Groups(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Groups)})
 
 
 def has_hit(items: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

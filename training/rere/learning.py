@@ -10,7 +10,7 @@ import torch
 
 from training.rere.groups import NO_ITEM, Groups
 from training.rere.losses import averaged, exact_divergence, k3, policy_loss
-from training.rere.rewards import flip_groups, group_advantages, rewards
+from training.rere.rewards import judged
 from training.rere.rollouts import roll_out
 
 if TYPE_CHECKING:
@@ -50,16 +50,8 @@ def rolled_groups(
 
 def rewarded(groups: Groups, settings: RereSettings, rng: np.random.Generator) -> Groups:
     """The same groups with their rewards and advantages; `rng` is of the reward noise."""
-    values = rewards(
-        groups.items,
-        groups.targets,
-        kind=settings.reward,
-        normaliser=settings.rank_normaliser,
-        without_hit=settings.without_hit,
-    )
-    if settings.reward_noise:
-        values = flip_groups(values, groups.items, rate=settings.reward_noise, rng=rng)
-    return replace(groups, rewards=values, advantages=group_advantages(values, groups.items))
+    values, advantages = judged(groups.items, groups.targets, rng, **settings.judging)
+    return replace(groups, rewards=values, advantages=advantages)
 
 
 class Reference(NamedTuple):

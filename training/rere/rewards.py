@@ -1,5 +1,7 @@
 """Rewards and advantages of groups of rollouts.
 
+Torch-free, so that a process that only judges starts at once.
+
 Source: ReRe, arXiv:2510.12211, and its released code. With k = 1..G the place of a rollout in its group, e its item and
 e* the target:
 
@@ -61,6 +63,36 @@ def rewards(
             ranking[~has_hit(items, targets)] = 0.0
         total += ranking
     return total.astype(np.float32)
+
+
+def judged(
+    items: Ints,
+    targets: Ints,
+    rng: np.random.Generator,
+    *,
+    kind: Reward,
+    normaliser: RankNormaliser,
+    without_hit: WithoutHit,
+    noise: float,
+) -> tuple[Floats, Floats]:
+    """Rewards and advantages of groups.
+
+    Args:
+        items: (n, G) in beam order, -1 = none.
+        targets: (n,).
+        rng: of the noise; one draw per group, where there is noise.
+        kind: see `rewards`.
+        normaliser: see `rewards`.
+        without_hit: see `rewards`.
+        noise: share of groups that are turned round, see `flip_groups`.
+
+    Returns:
+        (n, G) rewards and (n, G) advantages.
+    """
+    values = rewards(items, targets, kind=kind, normaliser=normaliser, without_hit=without_hit)
+    if noise:
+        values = flip_groups(values, items, rate=noise, rng=rng)
+    return values, group_advantages(values, items)
 
 
 def ranking_reward(items: Ints, targets: Ints, *, normaliser: RankNormaliser = "code") -> npt.NDArray[np.float64]:

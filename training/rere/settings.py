@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self, TypedDict
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training.rere.losses import Clip
+from training.rere.rewards import RankNormaliser, Reward, WithoutHit
 from training.rere.rollouts import Plan
 from training.settings import RunSettings
+
+
+class Judging(TypedDict):
+    """How rollouts are judged."""
+
+    kind: Reward
+    normaliser: RankNormaliser
+    without_hit: WithoutHit
+    noise: float
 
 
 class RereSettings(RunSettings):
@@ -48,7 +58,41 @@ class RereSettings(RunSettings):
     evaluate_users: int = Field(4000, ge=1)
     evaluate_beam: int = Field(20, ge=1)
     patience: int = Field(4, ge=1, description="evaluations without a better validation NDCG@10 before the end")
-    threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
+    threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice, or 1 in each of several processes")
+    workers: int = Field(0, ge=0, description="rollout processes beside the learner's; 0 = all in one process")
+    alpha: int = Field(0, ge=0, description="steps by which the rollouts' weights may be older than the learner's")
+    pinned: bool = Field(True, description="rollouts by weights exactly alpha steps old; false = by the newest")
+    chunk: int | None = Field(None, ge=1, description="histories of one call of a rollout; null = the whole batch")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.chunk is not None and self.batch % self.chunk:
+            raise ValueError(f"chunk {self.chunk} does not divide the batch of {self.batch}")
+        if self.alpha and not self.workers:
+            raise ValueError(f"alpha {self.alpha} needs workers: one process rolls out by its newest weights")
+        return self
+
+    @property
+    def blocks(self) -> int:
+        """Calls by which a batch is rolled out."""
+        return 1 if self.chunk is None else self.batch // self.chunk
+
+    @property
+    def judging(self) -> Judging:
+        """How rollouts are judged, for `training.rere.rewards.judged`."""
+        return {
+            "kind": self.reward,
+            "normaliser": self.rank_normaliser,
+            "without_hit": self.without_hit,
+            "noise": self.reward_noise,
+        }
+
+    @property
+    def decisive(self) -> str:
+        """As JSON, all that decides the weights; settings of several processes only where they do."""
+        fields = RereSettings.model_fields
+        usual = {name for name in ("alpha", "pinned", "chunk") if getattr(self, name) == fields[name].default}
+        return self.model_dump_json(exclude={"workers", *usual})
 
     @property
     def plan(self) -> Plan:

@@ -10,22 +10,18 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from recsys.bundle.loading import load_model
 from recsys.bundle.writer import RUN_FORMAT
-from recsys.errors import ConfigError
-from recsys.models import ItemFeatures
-from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
+from recsys.errors import ConfigError, DataError
+from recsys.storage import read_json, staged_directory, write_json_atomically
 from training.progress import StepBar, cpu_seconds
 from training.recommender.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.recommender.metrics import MetricsLog
-from training.recommender.trainer import data_fingerprint
 from training.recommender.validation import validation_ndcg
-from training.recommender.warm_start import items_fingerprint, load_parent
-from training.rere.candidates import Candidates, available_items
-from training.rere.groups import diversity, has_hit
-from training.rere.learning import referenced, rewarded, rolled_groups, update
-from training.rere.policy import Policy
-from training.rere.samples import Samples
+from training.recommender.warm_start import items_fingerprint
+from training.rere.draws import noise_generator
+from training.rere.groups import diversity, has_hit, joined
+from training.rere.learning import referenced, rewarded, update
+from training.rere.start import Start
 from training.schedule import warmup_cosine
 
 if TYPE_CHECKING:
@@ -39,6 +35,7 @@ if TYPE_CHECKING:
     from training.rere.settings import RereSettings
 
 _BETAS: Final = (0.9, 0.98)
+PROCESSES: Final = "rl"  # folder of a run directory that belongs to `training.rere.asynchronous`
 _MEASURED: Final = ("loss", "reward", "hit_rate", "zero_advantage", "diversity", "kl", "hinted")
 
 
@@ -65,16 +62,28 @@ def train_rere(
         The run's manifest.
 
     Raises:
-        ConfigError: `source` holds a model that has no draft head over the children of a prefix, or a hint is
-            longer than a semantic ID.
+        ConfigError: `source` holds a model that has no draft head over the children of a prefix, a hint is
+            longer than a semantic ID, or the settings want several processes.
         DataError: no run in `source`, a checkpoint of other inputs in `out`, or nothing to learn from.
         VersionMismatchError: `source` belongs to another tokenizer or catalogue.
     """
+    if settings.workers:
+        raise ConfigError(
+            "other processes have to read the work directory",
+            field="workers",
+            value=settings.workers,
+            remedy="call training.rere.asynchronous.train_asynchronously, or set 0",
+        )
     trainer = RereTrainer(source, data, settings, out, seed=seed, show_progress=show_progress)
-    manifest = out / "manifest.json"
-    if manifest.exists() and (found := read_json(manifest))["fingerprint"] == trainer.fingerprint:
-        return dict(found)
-    return trainer.run()
+    manifest = finished(out, trainer.fingerprint)
+    return trainer.run() if manifest is None else manifest
+
+
+def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of a finished run with these inputs, if `out` has one."""
+    path = out / "manifest.json"
+    found = dict(read_json(path)) if path.exists() else {}
+    return found if found.get("fingerprint") == fingerprint else None
 
 
 class RereTrainer:
@@ -90,33 +99,12 @@ class RereTrainer:
         seed: int,
         show_progress: bool = False,
     ) -> None:
+        self.start = Start.load(source, data, settings, seed=seed)
         self.data, self.settings, self.out, self.seed = data, settings, out, seed
         self.show_progress = show_progress
-        parent = load_parent(source, data)
-        found = read_json(source / "manifest.json")
-        self.origin: dict[str, Any] = found["config"]["settings"] if "config" in found else found["settings"]
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        self.fingerprint = sha256_parts(
-            [data_fingerprint(data), settings.model_dump_json(), str(seed), parent.fingerprint]
-        )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        features = ItemFeatures(data.codes, data.text, data.collaborative, data.train_counts)
-        model = load_model(source / "model", features, data.codebook_sizes).to(self.device)
-        self.policy = Policy(model, data.codes, data.train_counts)
+        self.policy, self.samples = self.start.policy, self.start.samples
+        self.fingerprint = self.start.fingerprint
         self.reference = self.policy.reference()
-        available = available_items(data)
-        self.candidates = Candidates(
-            self.policy.trie, None if available.all() else available, exclude_history=settings.exclude_history
-        )
-        if settings.hint_levels > self.policy.trie.levels:
-            raise ConfigError(
-                f"a semantic ID has {self.policy.trie.levels} codes",
-                field="hint_levels",
-                value=settings.hint_levels,
-                remedy="give fewer codes as a hint",
-            )
-        self.samples = Samples(data.sequences, seed=seed, limit=model.config.max_history)
         self.optimiser = torch.optim.AdamW(
             self.policy.model.parameters(),
             lr=settings.learning_rate,
@@ -126,6 +114,7 @@ class RereTrainer:
         self.progress = Progress()
         self.best = self._weights()
         self.measured: defaultdict[str, list[float]] = defaultdict(list)
+        self.start_clock()
 
     def run(self) -> dict[str, Any]:
         """Train until the last step, early stopping or the end of the time, then write the run directory.
@@ -133,18 +122,26 @@ class RereTrainer:
         Returns:
             The run's manifest.
         """
+        if (self.out / PROCESSES / "checkpoint.safetensors").exists():
+            raise DataError(
+                "the checkpoint is of a run over several processes",
+                field="workers",
+                value=0,
+                remedy="continue it with workers: 1 or more, or choose another --out",
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         checkpoint = self.out / "checkpoint.safetensors"
         for half in self.out.glob(f".{checkpoint.name}.*.tmp"):  # what a run wrote when it was killed
             half.unlink(missing_ok=True)
         if checkpoint.exists():
-            self.progress, _, self.best = load_checkpoint(
+            progress, _, best = load_checkpoint(
                 checkpoint,
                 fingerprint=self.fingerprint,
                 model=self.policy.model,
                 optimiser=self.optimiser,
                 generator=torch.Generator(),
             )
+            self.resume(progress, best)
         log = MetricsLog(self.out, step=self.progress.step)
         bar = StepBar(self.settings.steps, self.progress.step, visible=self.show_progress)
         try:
@@ -152,27 +149,57 @@ class RereTrainer:
                 self._loop(log, tick)
         finally:
             log.close()
-        return self._finish()
+        return self.finish()
 
     def _loop(self, log: MetricsLog, tick: Callable[[str], None]) -> None:
-        settings, progress = self.settings, self.progress
-        started = time.monotonic() - progress.seconds, cpu_seconds() - progress.cpu_seconds
-        if progress.best < 0:
-            self._evaluate(log)
-        while progress.step < settings.steps and not progress.stopped and not self._out_of_time():
+        self.start_clock()
+        self.begin(log)
+        while not self.done:
             self._step()
-            progress.step += 1
-            self._clock(started)
-            last = progress.step == settings.steps or self._out_of_time()
-            if progress.step % settings.evaluate_every == 0 or last:
-                self._evaluate(log)
-                self._clock(started)
+            if self.count(log):
                 self._save()
-            tick(f"reward {self._last('reward'):.3f} ndcg@10 {max(progress.best, 0):.4f}")
+            tick(f"reward {self.last('reward'):.3f} ndcg@10 {max(self.progress.best, 0):.4f}")
 
-    def _clock(self, started: tuple[float, float]) -> None:
-        self.progress.seconds = time.monotonic() - started[0]
-        self.progress.cpu_seconds = cpu_seconds() - started[1]
+    @property
+    def done(self) -> bool:
+        """Whether there is no further step."""
+        return self.progress.step >= self.settings.steps or self.progress.stopped or self._out_of_time()
+
+    def resume(self, progress: Progress, best: dict[str, Tensor]) -> None:
+        """Go on where a run stood, whose weights and optimiser are back already."""
+        self.progress, self.best = progress, best
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """From now on time counts, on top of what was used before."""
+        self._started = time.monotonic() - self.progress.seconds, cpu_seconds() - self.progress.cpu_seconds
+
+    def charge(self, seconds: float) -> None:
+        """Count processor time that another process used for this run."""
+        self._started = self._started[0], self._started[1] - seconds
+
+    def begin(self, log: MetricsLog) -> None:
+        """Validate the start, unless an earlier process did."""
+        if self.progress.best < 0:
+            self._evaluate(log)
+
+    def count(self, log: MetricsLog) -> bool:
+        """Count a step that was taken, and validate where it is time to.
+
+        Returns:
+            Whether it was, so that a checkpoint is due.
+        """
+        self.progress.step += 1
+        self._clock()
+        if self.progress.step % self.settings.evaluate_every and not self.done:
+            return False
+        self._evaluate(log)
+        self._clock()
+        return True
+
+    def _clock(self) -> None:
+        self.progress.seconds = time.monotonic() - self._started[0]
+        self.progress.cpu_seconds = cpu_seconds() - self._started[1]
 
     def _out_of_time(self) -> bool:
         limit = self.settings.cpu_minutes
@@ -180,6 +207,12 @@ class RereTrainer:
 
     def _step(self) -> None:
         """One step; a pure function of weights, optimiser, seed and step."""
+        step, blocks = self.progress.step, self.settings.blocks
+        groups = joined([self.start.roll_out(step, block) for block in range(blocks)])
+        self.learn(rewarded(groups, self.settings, noise_generator(self.seed, step, blocks)))
+
+    def learn(self, groups: Groups) -> None:
+        """Update the policy by this step's whole groups, with rewards and advantages."""
         settings, step, policy = self.settings, self.progress.step, self.policy
         for group in self.optimiser.param_groups:
             group["lr"] = warmup_cosine(
@@ -189,17 +222,11 @@ class RereTrainer:
                 warmup=settings.warmup_steps,
                 final=settings.final_rate,
             )
-        rng = np.random.default_rng([self.seed, step])
-        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        samples = self.samples.at(step, settings.batch)
-        requests = self.samples.requests(samples)
-        groups = rolled_groups(policy, self.candidates, requests, samples, settings, generator)
-        groups = rewarded(groups, settings, rng)
         self._measure(groups)
         if not settings.keep_idle:
-            rows = np.flatnonzero(~groups.idle)
-            requests, groups = requests.some(rows), groups.some(rows)
+            groups = groups.some(np.flatnonzero(~groups.idle))
         if len(groups):
+            requests = self.samples.requests(groups.samples)
             reference = referenced(self.reference, requests, groups, settings)
             losses = update(policy, self.optimiser, requests, groups, reference, settings)
             self.measured["loss"].append(float(losses.total))
@@ -216,7 +243,8 @@ class RereTrainer:
         for name, value in values.items():
             self.measured[name].append(value)
 
-    def _last(self, name: str) -> float:
+    def last(self, name: str) -> float:
+        """What was measured in the newest step, 0 where an evaluation came between."""
         return self.measured[name][-1] if self.measured[name] else 0.0
 
     def _evaluate(self, log: MetricsLog) -> None:
@@ -250,12 +278,17 @@ class RereTrainer:
             random=[],
         )
 
-    def _finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
+        """Write the run directory of the best weights.
+
+        Returns:
+            The run's manifest.
+        """
         progress, model = self.progress, self.policy.model
         model.load_state_dict(self.best)
         manifest = {
             "format": RUN_FORMAT,
-            "settings": {**self.origin, "rere": self.settings.model_dump()},
+            "settings": {**self.start.origin, "rere": self.settings.model_dump()},
             "seed": self.seed,
             "tokenizer_version": self.data.tokenizer_version,
             "items": items_fingerprint(self.data),

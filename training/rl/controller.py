@@ -70,6 +70,8 @@ class Settings:
     def fingerprint(self) -> str:
         """Of all that decides the weights; numbers of workers, times and checkpoints do not."""
         parts = [asdict(part) for part in (self.plan, self.rollout, self.reward, self.learner)]
+        for part in parts:
+            part.pop("local", None)
         return sha256_parts([json.dumps(part, sort_keys=True) for part in parts])
 
 
@@ -99,7 +101,7 @@ class Report:
 
 
 def run(settings: Settings, directory: Path, on_step: Callable[[Controller], None] | None = None) -> Report:
-    """Train to the end of the plan, from the checkpoint in `directory` where there is one.
+    """Train to the end of the plan or until the learner is done, from the checkpoint in `directory` where there is one.
 
     Args:
         settings: what to run.
@@ -135,6 +137,7 @@ class Controller:
         self._lost: dict[str, int] = {}
         self._buffer: dict[int, Arrays] = {}  # groups by position of the stream
         self._tickets = itertools.count()  # of training steps
+        self._ended = False  # by the learner, before the plan
         self._schedule: Schedule | None = None  # known when the learner has read its checkpoint
         self.report = Report()
 
@@ -161,7 +164,7 @@ class Controller:
             self._start("rollout")
         for _ in range(self._settings.reward_workers):
             self._start("reward")
-        while self._schedule is None or not self._schedule.finished:
+        while self._schedule is None or not (self._ended or self._schedule.finished):
             self._assign()
             try:
                 event = self._events.get(timeout=_TICK_SECONDS)
@@ -265,6 +268,7 @@ class Controller:
         if worker.role != "learner":
             return
         version = int(head["version"])
+        self._ended = bool(head["done"])
         if self._schedule is None:
             self.report.first_version = version
             self._schedule = Schedule(self._settings.plan, version)
@@ -309,6 +313,7 @@ class Controller:
         for position in positions:
             del self._buffer[position]
         self.report.metrics[version] = head["metrics"]
+        self._ended = bool(head["done"])
         if self._on_step is not None:
             self._on_step(self)
 

@@ -70,6 +70,11 @@ class BanditLearner:
         self._logits = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         self._optimiser = torch.optim.Adam([self._logits], lr=float(options.get("rate", 0.1)))
 
+    @property
+    def done(self) -> bool:
+        """Never before the plan's end."""
+        return False
+
     def step(self, batch: Arrays) -> dict[str, float]:
         """One step; returns the loss and the mean reward."""
         import torch

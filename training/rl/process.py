@@ -73,7 +73,7 @@ class LearnerServer:
         self._fingerprint = fingerprint
         self._alpha = alpha
         self._lock = lock  # open as long as this lives
-        self.version = self._restored()
+        self.version = self._saved = self._restored()
         self._publish()
         if self.version == 0:
             self._save()
@@ -87,20 +87,33 @@ class LearnerServer:
         metrics = self._learner.step(arrays)
         self.version += 1
         self._publish()
-        if head["save"]:
+        if head["save"] or self._learner.done:
             self._save()
-        return {"version": self.version, "metrics": {name: float(value) for name, value in metrics.items()}}, {}
+        return {**self.hello, "metrics": {name: float(value) for name, value in metrics.items()}}, {}
+
+    @property
+    def hello(self) -> dict[str, Any]:
+        """Where the learner stands."""
+        return {"version": self.version, "done": bool(self._learner.done)}
 
     def _publish(self) -> None:
         write_bytes_atomically(weights_path(self._directory, self.version), pack_arrays(self._learner.weights()))
+        self._clean()
+
+    def _clean(self) -> None:
+        for path in (self._directory / "weights").glob("*.safetensors"):
+            if path.stem.isdigit() and not self._needed(int(path.stem)):
+                path.unlink()
+
+    def _needed(self, version: int) -> bool:
+        """By rollouts of this process's life, or by those of a run that goes on from the checkpoint."""
+        return version >= self.version - self._alpha or self._saved - self._alpha <= version <= self._saved
 
     def _save(self) -> None:
         head = {_VERSION: self.version, _FINGERPRINT: self._fingerprint}
         write_bytes_atomically(self._directory / CHECKPOINT, pack_checkpoint(head, self._learner.state()))
-        for path in (self._directory / "weights").glob("*.safetensors"):
-            # A run that goes on from this checkpoint rolls out by nothing older.
-            if path.stem.isdigit() and int(path.stem) < self.version - self._alpha:
-                path.unlink()
+        self._saved = self.version
+        self._clean()
 
     def _restored(self) -> int:
         path = self._directory / CHECKPOINT
@@ -144,7 +157,7 @@ def _serve(role: str, settings: dict[str, Any]) -> tuple[Serve, dict[str, Any]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         learner = build(settings["factory"], settings["options"])
         server = LearnerServer(learner, directory, settings["fingerprint"], settings["alpha"], lock)
-        return server, {"version": server.version}
+        return server, server.hello
     worker = build(settings["factory"], settings["options"])
     if role == "rollout":
         return RolloutServer(worker, directory), {}

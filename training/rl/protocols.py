@@ -53,6 +53,10 @@ class RewardWorker(Protocol):
 class Learner(Protocol):
     """Trains. Lives in a process of its own, of which there is one."""
 
+    @property
+    def done(self) -> bool:
+        """Whether the run is to end before its plan does. Asked after every step; then the state is kept."""
+
     def step(self, batch: Arrays) -> dict[str, float]:
         """Take one training step on whole groups, in the order of the stream.
 
@@ -75,13 +79,15 @@ class Part:
     """How a process makes its worker.
 
     Attributes:
-        factory: "package.module:callable"; called with `options`, returns the worker or learner.
-        options: JSON values.
+        factory: "package.module:callable"; called with options and local values, returns the worker or learner.
+        options: JSON values that decide the weights.
+        local: JSON values that do not, such as paths; they are added to the options, and a run may go on with others.
         threads: for OpenMP and the BLAS of the process.
     """
 
     factory: str
     options: dict[str, Any] = field(default_factory=dict)
+    local: dict[str, Any] = field(default_factory=dict)
     threads: int = 1
 
     def __post_init__(self) -> None:

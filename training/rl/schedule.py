@@ -56,6 +56,8 @@ class Plan:
         seed: of the orders and of the rollouts.
         pinned: roll batch v out by exactly version max(0, v - alpha), which makes a run repeatable bit for bit at every
             alpha; otherwise by the newest version there is.
+        shuffled: whether each epoch has an order of its own; otherwise prompts come by their ids, for trainers whose
+            ids are places of a shuffled stream already.
     """
 
     prompts: int
@@ -66,6 +68,7 @@ class Plan:
     tries: int = 3
     seed: int = 0
     pinned: bool = True
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         for name in ("prompts", "epochs", "batch", "chunk", "tries"):
@@ -93,7 +96,8 @@ class Plan:
 
     def prompt(self, position: int) -> int:
         """The prompt id at a position of the stream."""
-        return _order(self.seed, self.epoch(position), self.prompts)[position % self.prompts]
+        within = position % self.prompts
+        return _order(self.seed, self.epoch(position), self.prompts)[within] if self.shuffled else within
 
     def rollout_seed(self, position: int) -> int:
         """63 random bits that depend on the seed, the prompt and the epoch, never on the worker."""

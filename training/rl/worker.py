@@ -63,7 +63,7 @@ class Worker:
         self.due = time.monotonic() + seconds
         self._events = events
         self._tasks: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
-        settings = json.dumps({**common, "factory": part.factory, "options": part.options})
+        settings = json.dumps({**common, "factory": part.factory, "options": {**part.options, **part.local}})
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(entry or os.curdir for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, **dict.fromkeys(_THREADS, str(part.threads))}

@@ -172,6 +172,29 @@ def import_model(
         console.print(f"{figure.name:40} {figure.value:.4g} {figure.unit}", markup=False)
 
 
+@app.command("rere-speed")
+def rere_speed(
+    run: Annotated[Path, typer.Option(help="A finished run of `windfire train recommender`, of the compact shape.")],
+    data: Annotated[Path, typer.Option(help="The work directory that it was trained on.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/rere_speed.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="For the runs that are made.")] = Path("build/rere_speed"),
+) -> None:
+    """Time rollouts against `generate`, and ReRe over several processes against one."""
+    from benchmarks.rere_speed import CONFIG, SpeedSettings, bench
+    from benchmarks.rere_speed_tables import TABLES
+
+    console = _console()
+    settings = SpeedSettings.load(config or CONFIG, quick=quick)
+    report = bench(run, data, settings, work, _command_line(), say=partial(console.print, markup=False))
+    if json is not None:
+        report.save(json)
+    figures = {figure.name: figure for figure in report.figures}
+    for build in TABLES.values():
+        console.print(build(figures).rich())
+
+
 @app.command("vllm")
 def vllm(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement with fewer rounds and steps.")] = False,
@@ -180,12 +203,12 @@ def vllm(
     work: Annotated[Path, typer.Option(help="For models and logs of the servers.")] = Path("build/vllm"),
 ) -> None:
     """Time NEZHA inside vLLM against vLLM's own beam search; needs `make vllm-cpu`."""
-    from benchmarks.tables import vllm_overview
     from benchmarks.vllm import CONFIG, VllmSettings, bench
+    from benchmarks.vllm_tables import vllm_table
 
     console = _console()
     settings = VllmSettings.load(config or CONFIG, quick=quick)
     report = bench(settings, _command_line(), work.resolve(), say=partial(console.print, markup=False))
     if json is not None:
         report.save(json)
-    console.print(vllm_overview(report))
+    console.print(vllm_table({figure.name: figure for figure in report.figures}).rich())

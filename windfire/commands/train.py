@@ -55,11 +55,15 @@ def rere(
 ) -> None:
     """Train a finished run further by reinforcement: rollouts by constrained beam, rewards, a policy loss (ReRe)."""
     from recsys.datasets.prepared import PreparedData
+    from training.rere.asynchronous import train_asynchronously
     from training.rere.settings import RereSettings
     from training.rere.trainer import train_rere
 
     settings = RereSettings() if config is None else RereSettings.load(config)
-    manifest = train_rere(run, PreparedData.load(data), settings, out, seed=seed, show_progress=True)
+    if settings.workers:
+        manifest = train_asynchronously(run, data, settings, out, seed=seed, show_progress=True)
+    else:
+        manifest = train_rere(run, PreparedData.load(data), settings, out, seed=seed, show_progress=True)
     Console(highlight=False).print(
         f"{manifest['steps']} steps, best at {manifest['best_step']}, valid NDCG@10 "
         f"{manifest['metrics']['valid.ndcg@10']:.4f}, {manifest['cpu_seconds']:.0f} CPU seconds → {out}"

@@ -44,6 +44,9 @@ from training.rl.example import BanditReward, BanditRollout
 class Learner:
     def __init__(self, options):
         self.options, self.logits = options, np.zeros((options["prompts"], options["items"]))
+    @property
+    def done(self):
+        return self.logits.max() >= self.options.get("enough", np.inf)
     def step(self, batch):
         if self.options.get("broken"):
             raise ArithmeticError("not finite")
@@ -212,6 +215,20 @@ def test_workers_that_die_again_and_again_end_the_run(faulty: Settings, tmp_path
     settings = replace(faulty, rollout=Part("faulty_rl_parts:dead"), rollout_workers=1, restarts=2)
     with pytest.raises(RunError, match="3 processes of the rollout were lost"):
         run(settings, tmp_path)
+
+
+def test_a_learner_that_is_done_ends_the_run_and_stays_done(faulty: Settings, tmp_path: Path) -> None:
+    enough = replace(faulty, learner=Part("faulty_rl_parts:Learner", OPTIONS | {"enough": 20}), checkpoint_every=99)
+    report = run(enough, tmp_path)
+    assert report.version == 4  # of 12; each step adds a batch of 5
+    again = run(enough, tmp_path)
+    assert (again.first_version, again.version, again.metrics) == (4, 4, {})
+
+
+def test_local_values_reach_a_part_and_do_not_bind_the_checkpoint(faulty: Settings, tmp_path: Path) -> None:
+    there = replace(faulty, learner=Part("faulty_rl_parts:Learner", OPTIONS, {"enough": 10}))
+    assert run(there, tmp_path).version == 2
+    assert run(faulty, tmp_path).version == 12
 
 
 def test_another_plan_does_not_continue_a_checkpoint(faulty: Settings, tmp_path: Path) -> None:

@@ -128,6 +128,11 @@ def test_each_epoch_is_an_order_of_all_prompts(prompts: int, epochs: int, seed: 
         assert sorted(map(plan.prompt, positions)) == list(range(prompts))
 
 
+def test_a_stream_that_is_not_shuffled_comes_by_ids() -> None:
+    plan = Plan(5, 2, shuffled=False)
+    assert [plan.prompt(position) for position in range(plan.positions)] == [0, 1, 2, 3, 4] * 2
+
+
 def test_seeds_are_of_prompt_and_epoch_and_fit_in_63_bits() -> None:
     seeds = {rollout_seed(s, p, e) for s in range(4) for p in range(20) for e in range(4)}
     assert len(seeds) == 4 * 20 * 4
