@@ -1,10 +1,10 @@
 """SMEC's compressor: vectors of any encoder, made shorter step by step (arXiv:2510.12474).
 
-A *stage* is a square linear layer and a choice of half of its outputs. Sequential compression (SMRL, section 4.2 of
-the notes' numbering: one halving after the other) stacks stages: what stage 1 keeps of N dimensions enters stage 2, which
-keeps N/4, and so on; the vector of width N/2^s has passed s stages. Joint compression (Matryoshka, arXiv:2205.13147)
-has one stage whose outputs are cut to every width. Which outputs are kept is learned (ADS: Gumbel top-k in training, the
-largest logits when served) or simply the first.
+A *stage* is a square linear layer and a choice of half of its outputs. Sequential compression (SMRL: one halving after
+the other) stacks stages: what stage 1 keeps of N dimensions enters stage 2, which keeps N/4, and so on; the vector of
+width N/2^s has passed s stages. Joint compression (Matryoshka, arXiv:2205.13147) has one stage whose outputs are cut to
+every width. Which outputs are kept is learned (ADS: Gumbel top-k in training, the largest logits when served) or simply
+the first.
 
 Everything is linear up to the final scaling to unit length, so a whole stack is served as one matrix per width.
 """
@@ -109,8 +109,9 @@ class Stage(nn.Module):
     def masks(self, counts: Sequence[int], *, temperature: float, generator: torch.Generator) -> list[Tensor]:
         """One (D,) mask of zeros and ones per count, drawn together, so that a smaller one lies inside a larger.
 
-        ADS: z = softmax((logits + g) / temperature) with g from Gumbel(0, 1), and the count largest of z are kept. Forwards
-        the mask is exactly 0 or 1, backwards it has the gradient of z (straight-through). Without selection nothing is drawn.
+        ADS: z = softmax((logits + g) / temperature) with g from Gumbel(0, 1), and the count largest of z are kept.
+        Forwards the mask is exactly 0 or 1, backwards it has the gradient of z (straight-through). Without selection
+        nothing is drawn.
 
         Args:
             counts: ones of each mask.
@@ -148,9 +149,7 @@ class Compressor(nn.Module):
         self.config = config
         width = config.dimension
         if rotation is not None and rotation.shape != (width, width):
-            raise ConfigError(
-                f"the rotation must be ({width}, {width})", field="rotation", value=tuple(rotation.shape)
-            )
+            raise ConfigError(f"the rotation must be ({width}, {width})", field="rotation", value=tuple(rotation.shape))
         self.register_buffer("rotation", torch.eye(width) if rotation is None else rotation.clone())
         count = config.halvings if config.sequential else 1
         self.stages = nn.ModuleList(Stage(width >> index, selection=config.selection) for index in range(count))

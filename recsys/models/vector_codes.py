@@ -1,4 +1,4 @@
-"""Vectors as float16 and as int8 with one scale per vector: half and a quarter of the memory, with bounds on the error."""
+"""Vectors as float16 and as int8 with one scale per vector: half and a quarter of the memory, the error bounded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def to_float16(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float16]:
 def to_int8(vectors: npt.NDArray[np.floating]) -> Int8Codes:
     """Round every vector to 255 equal steps that reach its largest component.
 
-    A component is off by at most half a scale, which is 1/254 of the vector's largest component.
+    A component is off by at most half a scale, which is 1/254 of the vector's largest component (more where that is
+    below 1e-36, where float32 has too few digits for the scale).
 
     Args:
         vectors: (B, D).
@@ -97,9 +98,7 @@ def int8_similarities(queries: Int8Codes, documents: Int8Codes) -> npt.NDArray[n
 
 def _refuse_unusable(vectors: npt.NDArray[np.floating]) -> None:
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raise InputError(
-            "vectors must be floating (B, D)", field="vectors", value=(vectors.shape, str(vectors.dtype))
-        )
+        raise InputError("vectors must be floating (B, D)", field="vectors", value=(vectors.shape, str(vectors.dtype)))
     if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
         raise InputError(
             "a vector holds NaN or infinity",

@@ -33,7 +33,7 @@ def rank_loss(scores: Tensor, labels: Tensor, *, scale: float) -> Tensor:
 def neighbour_loss(frozen: Tensor, short: Tensor) -> Tensor:
     """Similarities of neighbours are to stay (SMEC, L_unsup): the mean of |Sim(e_i, e_j) - Sim(short_i, short_j)|.
 
-    The first similarity is the frozen encoder's. Were it that of the trained layer, vectors that are all alike would have no loss.
+    The first similarity is the frozen encoder's. Were it the trained layer's, equal vectors would have no loss.
 
     Args:
         frozen: similarities by the encoder.

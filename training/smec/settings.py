@@ -42,7 +42,9 @@ class SmecSettings(RunSettings):
     weight_decay: float = Field(0.01, ge=0, description="pulls a layer towards the identity")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
 
-    holdout: float = Field(0.2, ge=0, lt=1, description="share of the labelled queries that is measured, not trained on")
+    holdout: float = Field(
+        0.2, ge=0, lt=1, description="share of the labelled queries that is measured, not trained on"
+    )
     evaluate_rows: int = Field(1000, ge=1, description="vectors whose neighbours are counted at the end")
     checkpoint_every: int = Field(200, ge=1)
     threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
