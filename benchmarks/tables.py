@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
+`smec-DATASET`, `smec-DATASET-KIND` of `benchmarks.smec_tables`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def quality_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> T
         name = f"quality.{dataset}.{method}"
         masked = [figures[f"{name}.masked.{metric}"] for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")]
         plain = [figures[f"{name}.unmasked.{metric}"] for metric in ("recall@10", "ndcg@10")]
-        cells = [*map(_share, masked), _range(masked[-1]), *map(_share, plain)]
+        cells = [*map(share, masked), span(masked[-1]), *map(share, plain)]
         rows.append([methods[method]["title"], *cells, f"{figures[f'{name}.cpu_minutes'].value:.1f}"])
     return Table(f"{dataset}: test, full catalogue, history masked unless said", header, rows)
 
@@ -80,7 +81,7 @@ def lists_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Tab
     for method in _measured(dataset, figures, methods):
         if not _is_ablation(methods[method]):
             found = [figures[f"quality.{dataset}.{method}.masked.{metric}"] for metric in columns.values()]
-            cells = [f"{figure.value:.1f}" if figure.unit == "interactions" else _share(figure) for figure in found]
+            cells = [f"{figure.value:.1f}" if figure.unit == "interactions" else share(figure) for figure in found]
             rows.append([methods[method]["title"], *cells])
     return Table(f"{dataset}: what is recommended, history masked", ["method", *columns], rows)
 
@@ -103,7 +104,7 @@ def ablations_table(dataset: str, figures: Named, methods: Mapping[str, Any]) ->
     for method in _measured(dataset, figures, methods):
         base = methods[method]["change_of"]
         if base and f"quality.{dataset}.{base}.cpu_minutes" in figures:
-            own = _share(figures[f"quality.{dataset}.{method}.masked.ndcg@10"])
+            own = share(figures[f"quality.{dataset}.{method}.masked.ndcg@10"])
             minutes = f"{figures[f'quality.{dataset}.{method}.cpu_minutes'].value:.1f}"
             rows.append(
                 [methods[method]["title"], methods[base]["title"], own, *_both(dataset, method, base, figures), minutes]
@@ -197,22 +198,26 @@ def render(name: str, folder: Path = FIGURES) -> str:
     """
     bench, _, rest = name.partition("-")
     if name == "vllm":
-        report = _report(folder, "vllm.json")
+        report = read_report(folder, "vllm.json")
         return (
-            _unmeasured("vllm", "vllm.json")
+            unmeasured("vllm", "vllm.json")
             if report is None
-            else _filled(vllm_table({figure.name: figure for figure in report.figures}), name)
+            else filled(vllm_table({figure.name: figure for figure in report.figures}), name)
         )
     if bench == "decoding":
         return _decoding_part(rest, folder)
+    if bench == "smec":
+        from benchmarks.smec_tables import smec_markdown  # it imports this module
+
+        return smec_markdown(rest, folder)
     dataset, _, kind = rest.partition("-")
     if bench != "quality" or kind not in _QUALITY:
-        raise _no_table(name)
-    report = _report(folder, "quality.json")
+        raise no_table(name)
+    report = read_report(folder, "quality.json")
     if report is None:
-        return _unmeasured("quality", "quality.json")
+        return unmeasured("quality", "quality.json")
     table = _QUALITY[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
-    return _filled(table, name)
+    return filled(table, name)
 
 
 def _decoding_part(rest: str, folder: Path) -> str:
@@ -223,30 +228,38 @@ def _decoding_part(rest: str, folder: Path) -> str:
     part, kind = (first, behind) if first in parts.PARTS else (parts.DEFAULT, rest)
     tables = parts.load(part).TABLES
     if kind not in tables:
-        raise _no_table(f"decoding-{rest}")
+        raise no_table(f"decoding-{rest}")
     file = parts.figures_file(part)
-    report = _report(folder, file)
+    report = read_report(folder, file)
     if report is None:
-        return _unmeasured("decoding" if part == parts.DEFAULT else f"decoding --part {part}", file)
-    return _filled(tables[kind]({figure.name: figure for figure in report.figures}), f"decoding-{rest}")
+        return unmeasured("decoding" if part == parts.DEFAULT else f"decoding --part {part}", file)
+    return filled(tables[kind]({figure.name: figure for figure in report.figures}), f"decoding-{rest}")
 
 
-def _report(folder: Path, file: str) -> Report | None:
+def read_report(folder: Path, file: str) -> Report | None:
+    """The figures of a file; None where they were not measured."""
     path = folder / file
     return Report.load(path) if path.exists() else None
 
 
-def _unmeasured(command: str, file: str) -> str:
+def unmeasured(command: str, file: str) -> str:
+    """What stands in the place of a table that has no figures yet."""
     return f"*Not measured yet: `windfire bench {command} --json docs/figures/{file}`.*\n"
 
 
-def _filled(table: Table, name: str) -> str:
+def filled(table: Table, name: str) -> str:
+    """The Markdown of a table that has rows.
+
+    Raises:
+        DataError: it has none.
+    """
     if not table.rows:
         raise DataError("the figures hold nothing for this table", field="table", value=name)
     return table.markdown()
 
 
-def _no_table(name: str) -> DataError:
+def no_table(name: str) -> DataError:
+    """The error for a mark that nothing answers to."""
     return DataError("no table has this name", field="table", value=name, remedy="see benchmarks/tables.py")
 
 
@@ -284,14 +297,16 @@ def _is_ablation(method: Mapping[str, Any]) -> bool:
 
 def _both(dataset: str, method: str, other: str, figures: Named) -> list[str]:
     names = (f"quality.{dataset}.{method}.masked.{metric}@10.minus.{other}" for metric in ("ndcg", "recall"))
-    return [cell for name in names for cell in (_share(figures[name], signed=True), _range(figures[name], signed=True))]
+    return [cell for name in names for cell in (share(figures[name], signed=True), span(figures[name], signed=True))]
 
 
-def _share(figure: Figure, *, signed: bool = False) -> str:
+def share(figure: Figure, *, signed: bool = False) -> str:
+    """Four places without the zero before the point."""
     return _short(figure.value, signed=signed)
 
 
-def _range(figure: Figure, *, signed: bool = False) -> str:
+def span(figure: Figure, *, signed: bool = False) -> str:
+    """The interval's two ends."""
     if figure.low is None or figure.high is None:
         return _ABSENT
     return f"{_short(figure.low, signed=signed)} to {_short(figure.high, signed=signed)}"

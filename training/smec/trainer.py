@@ -14,28 +14,23 @@ from recsys.backends.compressor_onnx import export_compressor
 from recsys.bundle.compressor import save_compressor
 from recsys.bundle.provenance import code_version
 from recsys.errors import DataError
-from recsys.evaluation.judged import judged_gains, kept_neighbours
 from recsys.storage import read_json, sha256_parts, staged_directory, write_bytes_atomically, write_json_atomically
 from training.progress import StepBar, cpu_seconds
 from training.recommender.metrics import MetricsLog
 from training.smec.controls import PrincipalComponents, Truncation
 from training.smec.course import CompressorCourse
-from training.smec.data import unit
+from training.smec.data import VectorData
 from training.smec.fitting import Fitting
+from training.smec.measuring import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy.typing as npt
-
     from training.smec.course import Reducer
-    from training.smec.data import VectorData
     from training.smec.settings import SmecSettings
 
 RUN_FORMAT: Final = "windfire.compressor/1"
-_KEPT_AT: Final = 10
-_RECALL_AT: Final = 100
 _LEAST_SPLIT: Final = 2  # labelled queries
 
 
@@ -176,35 +171,10 @@ class SmecTrainer:
         }
         rng = np.random.default_rng([self.seed, len(documents)])
         rows = np.sort(rng.permutation(len(documents))[: self.settings.evaluate_rows])
+        measured = self.held or VectorData.unlabelled(documents)  # queries that were trained on say nothing
         values: dict[str, float] = {}
         for width in self.course.widths:
             for name, method in methods.items():
-                found = measure(method, self.held or self.train, rows, width)
+                found = measure(method, measured, rows, width)
                 values |= {f"d{width}.{name}.{metric}": float(gains.mean()) for metric, gains in found.items()}
-        if self.held is None:  # queries that were trained on say nothing
-            values = {name: value for name, value in values.items() if "neighbours" in name}
         return values
-
-
-def measure(
-    method: Reducer, data: VectorData, rows: npt.NDArray[np.int64], width: int
-) -> dict[str, npt.NDArray[np.float64]]:
-    """What short vectors are good for.
-
-    Args:
-        method: fitted.
-        data: documents, and queries with labels or without any.
-        rows: (B,) documents whose neighbours are counted.
-        width: of the short vectors.
-
-    Returns:
-        `neighbours@10` (B,): share of a document's ten nearest that are kept; with labels per query (Q,)
-        `ndcg@10` and `recall@100`.
-    """
-    short = method.reduce(data.documents, width)
-    found = {f"neighbours@{_KEPT_AT}": kept_neighbours(unit(data.documents), short, rows, _KEPT_AT)}
-    if data.judgements is not None:
-        scores = method.reduce(data.queries, width) @ short.T  # (Q, D)
-        ndcg, recall = judged_gains(scores, data.judgements, ndcg_at=10, recall_at=_RECALL_AT)
-        found |= {"ndcg@10": ndcg, f"recall@{_RECALL_AT}": recall}
-    return found

@@ -1,0 +1,123 @@
+"""Tables of docs/smec.md: `smec-DATASET` (with labels), `-unsupervised`, `-ablation`, `-differences`, `-chosen`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.smec import REFERENCE, UNSUPERVISED
+from benchmarks.smec_settings import UNTRAINED
+from benchmarks.tables import Named, Table, filled, no_table, read_report, share, span, unmeasured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from rich.table import Table as RichTable
+
+    from benchmarks.figures import Report
+
+FILE: Final = "smec.json"
+_KEPT: Final = "neighbours@10"
+_SHOWN: Final = ("ndcg@10", "recall@100", _KEPT)
+
+
+def accuracy_table(dataset: str, report: Report, *, unsupervised: bool, ablation: bool = False) -> Table:
+    """Every method at every width: nDCG@10 with its interval, Recall@100, neighbours kept."""
+    figures = _named(report)
+    widths = _widths(dataset, figures)
+    header = ["method"]
+    for width in widths:
+        header += [f"nDCG@10 at {width}", "95 %", "Recall@100", "neighbours kept"]
+    rows = []
+    for label, title in _labels(report, unsupervised=unsupervised, ablation=ablation):
+        cells = [title]
+        for width in widths:
+            stem = f"smec.{dataset}.d{width}.{label}"
+            if f"{stem}.ndcg@10" not in figures:
+                break
+            found = [figures[f"{stem}.{metric}"] for metric in _SHOWN]
+            cells += [share(found[0]), span(found[0]), *map(share, found[1:])]
+        if len(cells) == len(header):
+            rows.append(cells)
+    return Table(f"{dataset}: {'without' if unsupervised else 'with'} labels", header, rows)
+
+
+def differences_table(dataset: str, report: Report) -> Table:
+    """SMEC minus every other method, with what could have been found."""
+    figures = _named(report)
+    pattern = re.compile(rf"smec\.{dataset}\.d(\d+)\.({REFERENCE}\w*)\.ndcg@10\.minus\.(\w+)")
+    titles = dict(_labels(report, unsupervised=False)) | dict(_labels(report, unsupervised=True))
+    titles |= dict(_labels(report, unsupervised=False, ablation=True))
+    titles |= dict(_labels(report, unsupervised=True, ablation=True))
+    rows = []
+    for name, figure in figures.items():
+        if match := pattern.fullmatch(name):
+            width, smec, label = match.groups()
+            if smec == REFERENCE and label in UNTRAINED:
+                continue
+            recall = figures[name.replace("ndcg@10", "recall@100")]
+            smallest = share(figures[f"{name}.detectable"])
+            cells = [share(figure, signed=True), span(figure, signed=True), smallest]
+            labels = "no" if smec.endswith(UNSUPERVISED) else "yes"
+            rows.append([titles[label], labels, width, *cells, share(recall, signed=True), span(recall, signed=True)])
+    header = ["SMEC minus", "labels", "width", "nDCG@10", "95 %", "smallest detectable", "Recall@100", "95 %"]
+    return Table(f"{dataset}: differences on the same queries", header, rows)
+
+
+def chosen_table(dataset: str, report: Report) -> Table:
+    """What was chosen for every method, and what choice and all seeds took."""
+    figures, rows = _named(report), []
+    for label, choice in report.settings["chosen"].get(dataset, {}).items():
+        text = ", ".join(f"{name} {value}" for name, value in choice.items()) or "nothing to choose"
+        rows.append([label, text, f"{figures[f'smec.{dataset}.{label}.cpu_minutes'].value:.2f}"])
+    return Table(f"{dataset}: chosen on train queries", ["method", "chosen", "CPU minutes"], rows)
+
+
+_KINDS: Final[Mapping[str, Callable[[str, Report], Table]]] = {
+    "": lambda dataset, report: accuracy_table(dataset, report, unsupervised=False),
+    "unsupervised": lambda dataset, report: accuracy_table(dataset, report, unsupervised=True),
+    "ablation": lambda dataset, report: accuracy_table(dataset, report, unsupervised=False, ablation=True),
+    "ablation-unsupervised": lambda dataset, report: accuracy_table(dataset, report, unsupervised=True, ablation=True),
+    "differences": differences_table,
+    "chosen": chosen_table,
+}
+
+
+def smec_markdown(rest: str, folder: Path) -> str:
+    """The Markdown of the mark `smec-REST`; errors as `benchmarks.tables.render`."""
+    dataset, _, kind = rest.partition("-")
+    if kind not in _KINDS:
+        raise no_table(f"smec-{rest}")
+    report = read_report(folder, FILE)
+    if report is None:
+        return unmeasured("smec", FILE)
+    return filled(_KINDS[kind](dataset, report), f"smec-{rest}")
+
+
+def smec_overview(report: Report) -> list[RichTable]:
+    """The tables that a terminal shows after `windfire bench smec`."""
+    tables = [build(dataset, report) for dataset in report.settings["chosen"] for build in _KINDS.values()]
+    return [table.rich() for table in tables if table.rows]
+
+
+def _named(report: Report) -> Named:
+    return {figure.name: figure for figure in report.figures}
+
+
+def _widths(dataset: str, figures: Named) -> list[int]:
+    pattern = re.compile(rf"smec\.{dataset}\.d(\d+)\.{REFERENCE}\.ndcg@10")
+    return sorted((int(match[1]) for name in figures if (match := pattern.fullmatch(name))), reverse=True)
+
+
+def _labels(report: Report, *, unsupervised: bool, ablation: bool = False) -> Sequence[tuple[str, str]]:
+    """Names in the figures and titles; what needs no training stands without labels, the joint method in both tables."""
+    found = []
+    for name, method in report.settings["methods"].items():
+        if bool(method["ablation"]) != ablation and not (ablation and name in (REFERENCE, "mrl")):
+            continue
+        if method["kind"] in UNTRAINED:
+            found += [(name, method["title"])] if unsupervised else []
+        else:
+            found.append((name + UNSUPERVISED if unsupervised else name, method["title"]))
+    return found
