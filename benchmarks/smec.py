@@ -7,11 +7,13 @@ measured once on the test queries. Finished fits are kept, so that a call that w
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import defaultdict
 from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ import torch
 from benchmarks.figures import Figure, Report, environment, now
 from benchmarks.smec_data import items, scifact
 from benchmarks.smec_settings import REGIMES, UNTRAINED
+from recsys.errors import ConfigError
 from recsys.evaluation.intervals import draw_users, intervals, paired_intervals, smallest_detectable
 from recsys.storage import sha256_parts, write_bytes_atomically
 from training.smec.controls import MatryoshkaAdaptor, PrincipalComponents, SearchAdaptor, Truncation
@@ -29,7 +32,6 @@ from training.smec.measuring import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -44,6 +46,27 @@ if TYPE_CHECKING:
 REFERENCE: Final = "smec"
 FULL: Final = "full"
 UNSUPERVISED: Final = "_unsupervised"
+_COST: Final = "choice and all seeds"
+
+
+def named_directories(values: Sequence[str]) -> dict[str, Path]:
+    """NAME=WORK to name and directory.
+
+    Raises:
+        ConfigError: another form, a name that is no lower-case word, or one that is given twice.
+    """
+    found: dict[str, Path] = {}
+    for value in values:
+        name, _, folder = value.partition("=")
+        if not re.fullmatch(r"[a-z0-9_]+", name) or not folder or name in {*found, "scifact"}:
+            raise ConfigError(
+                "not NAME=WORK with a name of its own",
+                field="data",
+                value=value,
+                remedy="for instance beauty=build/quality/data/beauty/prepared",
+            )
+        found[name] = Path(folder)
+    return found
 
 
 def bench(
@@ -81,6 +104,14 @@ def bench(
     return Report(command, values, settings.seeds, figures, started, environment())
 
 
+class _Part(NamedTuple):
+    """What is fitted on, what is measured, and the documents whose neighbours are counted."""
+
+    train: VectorData
+    measured: VectorData
+    rows: npt.NDArray[np.int64]
+
+
 class Runs:
     """The fits of one data set.
 
@@ -99,11 +130,12 @@ class Runs:
         self.chosen: dict[str, dict[str, Any]] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._identity = subject.train.fingerprint()
-        self._test = VectorData(subject.train.documents, subject.queries, subject.judgements)
-        self._train, self._valid = subject.train.split(settings.holdout, seed=settings.choice_seed)
+        test = VectorData(subject.train.documents, subject.queries, subject.judgements)
+        self._final = _Part(subject.train, test, subject.rows)
+        train, valid = subject.train.split(settings.holdout, seed=settings.choice_seed)
         others = np.setdiff1d(np.arange(len(subject.train.documents)), subject.rows)
         order = np.random.default_rng(settings.choice_seed).permutation(others)
-        self._valid_rows = np.sort(order[: settings.rows]) if len(others) else subject.rows
+        self._choice = _Part(train, valid, np.sort(order[: settings.rows]) if len(others) else subject.rows)
 
     def all(self) -> dict[str, dict[int, Gains]]:
         """Name in the figures and width to what each measure gave, (S, U) per measure."""
@@ -113,15 +145,12 @@ class Runs:
                 if method.fits(regime):
                     label = name if regime == "supervised" or method.kind in UNTRAINED else name + UNSUPERVISED
                     found[label] = self._method(label, regime, method)
-        full = self._kept(_Full(self.subject.train.dimension), self._test, self.subject.rows)
-        return found | {FULL: _stacked([full])}
+        return found | {FULL: _stacked([_gains(_Full(self.subject.train.dimension), self._final)])}
 
     def costs(self) -> list[Figure]:
         """Processor time of every method that is fitted, its choices included."""
         return [
-            Figure(
-                f"smec.{self.subject.name}.{label}.cpu_minutes", seconds / 60, "minutes", note="choice and all seeds"
-            )
+            Figure(f"smec.{self.subject.name}.{label}.cpu_minutes", seconds / 60, "minutes", note=_COST)
             for label, seconds in self._seconds.items()
         ]
 
@@ -130,53 +159,38 @@ class Runs:
         scores = [self._value(label, regime, method, choice) for choice in choices] if len(choices) > 1 else [0.0]
         self.chosen[label] = choices[int(np.argmax(scores))]
         seeds = self.settings.seeds if method.kind not in UNTRAINED else self.settings.seeds[:1]
-        gains = [
-            self._fit(
-                label, regime, method, self.chosen[label], seed, self.subject.train, self._test, self.subject.rows
-            )
-            for seed in seeds
-        ]
-        self._say(f"{self.subject.name} {label}: {self.chosen[label] or 'nothing to choose'}")
+        gains = [self._fit(label, regime, method, self.chosen[label], seed, self._final) for seed in seeds]
+        self._say(f"{self.subject.name} {label}: {self.chosen[label]}, by {np.round(scores, 4).tolist()}")
         return _stacked(gains)
 
     def _value(self, label: str, regime: Regime, method: Method, choice: dict[str, Any]) -> float:
-        """What a choice is judged by, on train queries that it was not fitted on; without labels the neighbours kept."""
-        gains = self._fit(
-            label, regime, method, choice, self.settings.choice_seed, self._train, self._valid, self._valid_rows
-        )
+        """What a choice is judged by: train queries that it was not fitted on, without labels the neighbours kept."""
+        gains = self._fit(label, regime, method, choice, self.settings.choice_seed, self._choice)
         metric = "ndcg@10" if regime == "supervised" else "neighbours@10"
         return float(np.mean([found[metric].mean() for found in gains.values()]))
 
     def _fit(
-        self,
-        label: str,
-        regime: Regime,
-        method: Method,
-        choice: dict[str, Any],
-        seed: int,
-        train: VectorData,
-        measured: VectorData,
-        rows: npt.NDArray[np.int64],
+        self, label: str, regime: Regime, method: Method, choice: dict[str, Any], seed: int, part: _Part
     ) -> dict[int, Gains]:
-        """Fit on `train`, measure on `measured`; what was done before is read."""
+        """Fit and measure; what was done before is read."""
         settings = self.settings.of(method, choice)
         parts = [self._identity, regime, method.kind, settings.model_dump_json(), json.dumps(choice), str(seed)]
-        shape = str((len(train.queries), len(measured.queries), rows.tobytes().hex()))
+        shape = str((len(part.train.queries), len(part.measured.queries), part.rows.tolist()))
         path = self.folder / label / f"{sha256_parts([*parts, shape])[:24]}.npz"
         if path.exists():
             gains, seconds = _read(path)
-            self._seconds[label] += seconds
-            return gains
-        started = time.process_time()
-        data = train if regime == "supervised" else train.without_labels()
-        gains = self._kept(fitted(method, data, settings, choice, seed=seed), measured, rows)
-        seconds = time.process_time() - started
+        else:
+            started = time.process_time()
+            data = part.train if regime == "supervised" else part.train.without_labels()
+            gains = _gains(fitted(method, data, settings, choice, seed=seed), part)
+            seconds = time.process_time() - started
+            _write(path, gains, seconds)
         self._seconds[label] += seconds
-        _write(path, gains, seconds)
         return gains
 
-    def _kept(self, method: Reducer, data: VectorData, rows: npt.NDArray[np.int64]) -> dict[int, Gains]:
-        return {width: measure(method, data, rows, width) for width in method.widths}
+
+def _gains(method: Reducer, part: _Part) -> dict[int, Gains]:
+    return {width: measure(method, part.measured, part.rows, width) for width in method.widths}
 
 
 def fitted(method: Method, data: VectorData, settings: SmecSettings, choice: dict[str, Any], *, seed: int) -> Reducer:

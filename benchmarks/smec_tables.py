@@ -111,7 +111,7 @@ def _widths(dataset: str, figures: Named) -> list[int]:
 
 
 def _labels(report: Report, *, unsupervised: bool, ablation: bool = False) -> Sequence[tuple[str, str]]:
-    """Names in the figures and titles; what needs no training stands without labels, the joint method in both tables."""
+    """Names in the figures and titles; the joint method and SMEC stand in the tables of parts, too."""
     found = []
     for name, method in report.settings["methods"].items():
         if bool(method["ablation"]) != ablation and not (ablation and name in (REFERENCE, "mrl")):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from recsys.datasets.prepared import load_sequences, read_job
-from recsys.errors import DataError, InputError
+from recsys.errors import ConfigError, DataError, InputError
 from recsys.evaluation.judged import Judgements
 from recsys.evaluation.metrics import top_items
 from recsys.models.smec import check_vectors
@@ -166,7 +166,8 @@ def read_labels(path: Path, queries: int) -> Judgements:
     """Pairs of a query's and a right document's number, both from 0, separated by a tab, one pair a line.
 
     Raises:
-        DataError: another form, or a query without a pair.
+        DataError: another form.
+        InputError: a query without a pair.
     """
     lists: list[list[int]] = [[] for _ in range(queries)]
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -183,6 +184,39 @@ def read_labels(path: Path, queries: int) -> Judgements:
                 remedy="QUERY<tab>DOCUMENT, both counted from 0 in the order of the vectors",
             ) from error
     return Judgements.of(lists)
+
+
+def load_data(
+    source: Path, *, queries: Path | None = None, labels: Path | None = None, from_log: bool = False
+) -> VectorData:
+    """What `windfire train smec` is given.
+
+    Args:
+        source: see `read_vectors`.
+        queries: .npy (Q, N), with `labels`.
+        labels: see `read_labels`.
+        from_log: `source` is a work directory, and labels are made by `next_items`.
+
+    Raises:
+        ConfigError: options that do not go together.
+        DataError: a file that cannot be read, or labels of another form.
+    """
+    if (queries is None) != (labels is None) or (from_log and labels is not None):
+        raise ConfigError(
+            "queries go with labels, and neither with labels from the log",
+            field="labels",
+            value=None if labels is None else str(labels),
+            remedy="give --queries and --labels, or --next-items, or none of them",
+        )
+    vectors = read_vectors(source)
+    if from_log:
+        if not source.is_dir():
+            raise ConfigError("only a work directory has a log", field="next-items", value=str(source))
+        return next_items(source, vectors)
+    if queries is None or labels is None:
+        return VectorData.unlabelled(vectors)
+    asked = read_vectors(queries)
+    return VectorData(vectors, asked, read_labels(labels, len(asked)))
 
 
 def next_items(work: Path, vectors: npt.NDArray[np.float32]) -> VectorData:
