@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _FOLDER: Final = "beir_scifact"
-_CHUNK: Final = 512  # texts encoded before they are written
+_CHUNK: Final = 128  # texts encoded before they are written
 _SEED: Final = 20251012  # of the rows and cases that are measured; the same for every method
 
 

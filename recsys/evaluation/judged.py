@@ -100,11 +100,22 @@ def kept_neighbours(
 
     Returns:
         (B,) from 0 to 1.
+
+    Raises:
+        InputError: there are not so many others.
     """
     before, after = (nearest(vectors, rows, k) for vectors in (full, short))
     return np.array([np.isin(a, b).mean() for a, b in zip(before, after, strict=True)])
 
 
 def nearest(vectors: npt.NDArray[np.float32], rows: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.int32]:
-    """(B, k) the nearest other vectors of these rows by dot product, equal ones by rising index."""
+    """(B, k) the nearest other vectors of these rows by dot product, equal ones by rising index.
+
+    Raises:
+        InputError: there are not so many others.
+    """
+    if k >= len(vectors):
+        raise InputError(
+            f"{len(vectors)} vectors have fewer neighbours", field="neighbours", value=k, remedy="ask for fewer"
+        )
     return top_items(vectors[rows] @ vectors.T, k, mask=[np.array([row]) for row in rows])
