@@ -110,12 +110,13 @@ def encoded(texts: Sequence[str], cache: Path, say: Callable[[str], None]) -> np
     parts = []
     encoder = None
     for start in range(0, len(texts), _CHUNK):
-        path = cache / f"{start:06}.npy"
+        chunk = texts[start : start + _CHUNK]
+        path = cache / f"{start:06}-{start + len(chunk):06}.npy"
         if not path.exists():
             if encoder is None:
                 say(f"encoding {len(texts)} texts of {cache.name} by {PACKAGED_MODEL}")
                 encoder = load_encoder(PACKAGED_MODEL, max_tokens=256, bfloat16=processor_has_bfloat16())
-            _save(path, encoder.encode(texts[start : start + _CHUNK]))
+            _save(path, encoder.encode(chunk))
         parts.append(np.load(path))
     return np.concatenate(parts)
 

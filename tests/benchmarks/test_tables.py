@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PLACES = {
     "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
-    "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg)",
+    "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg|neighbours)",
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p95|p99)", "<structure>": "(set|bitmap|csr)",
     "<family>": r"[a-z]+", "<decoder>": r"[a-z]+",
 }  # fmt: skip
