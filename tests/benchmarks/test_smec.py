@@ -91,7 +91,9 @@ def test_the_choice_never_sees_the_test(settings: BenchSettings, tiny_work: Path
     """Test queries without any sense change no choice, and no fit that a choice was made by."""
     subject = items(tiny_work, "ring", rows=20, cases=20)
     nonsense = replace(
-        subject, queries=-subject.queries[::-1], judgements=Judgements.of([[0]] * len(subject.judgements))
+        subject,
+        queries=np.ascontiguousarray(-subject.queries[::-1]),
+        judgements=Judgements.of([[0]] * len(subject.judgements)),
     )
     chosen, files = [], []
     for index, each in enumerate((subject, nonsense)):

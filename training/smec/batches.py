@@ -80,6 +80,6 @@ def together(
     queries, documents, labels = labelled or (none, none, torch.zeros(0, 0))
     parts = [queries, documents, anchors, neighbours.ravel()]
     rows, places = np.unique(np.concatenate(parts), return_inverse=True)
-    at = np.split(torch.from_numpy(places).numpy(), np.cumsum([len(part) for part in parts])[:-1])
+    at = np.split(places, np.cumsum([len(part) for part in parts])[:-1])
     q, d, a, n = (torch.from_numpy(place) for place in at)
     return Batch(torch.from_numpy(rows), q, d, labels, a, n.reshape(neighbours.shape))

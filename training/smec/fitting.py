@@ -183,7 +183,7 @@ class Fitting:
             if self._labelled is not None:
                 scores = unit[batch.queries] @ unit[batch.documents].T  # (B, C)
                 total = total + rank_loss(scores, batch.labels.to(scores), scale=settings.scale)
-            if weight and (self._labelled is None or terms.neighbour):
+            if weight:
                 short = (unit[anchors][:, None] * unit[others]).sum(dim=-1)
                 total = total + weight * neighbour_loss(near, short)
                 if terms.pair:

@@ -43,6 +43,8 @@ class CrossBatchMemory:
             vectors: (B, N) of the frozen encoder; values are copied, gradients are not.
         """
         size = len(self._rows)
+        if not size:
+            return
         rows, vectors = rows[-size:], vectors[-size:]
         self._rows[torch.isin(self._rows, rows)] = _EMPTY
         places = (self._next + torch.arange(len(rows), device=rows.device)) % size

@@ -82,6 +82,6 @@ def test_a_restored_memory_goes_on_as_the_old_one(before: list[list[int]], after
 
 
 def test_without_places_nothing_is_held() -> None:
-    memory = CrossBatchMemory(0, 4)
+    memory = filled(0, [[1, 2]])
     assert len(memory) == 0
     assert memory.nearest(torch.tensor([0]), TABLE[:1], 1) is None

@@ -38,6 +38,11 @@ class _Adaptor(nn.Module):
         axes = principal_axes(table) if settings.rotate else torch.eye(self.dimension, device=table.device)
         self.register_buffer("rotation", axes)
 
+    @property
+    def module(self) -> nn.Module:
+        """See `training.smec.course.Course`; an attribute would make it a part of itself."""
+        return self
+
     def adapted(self, x: Tensor, width: int) -> Tensor:
         """(B, width) from turned vectors (B, N)."""
         raise NotImplementedError
@@ -105,7 +110,6 @@ class MatryoshkaAdaptor(_Adaptor):
             for zero in (self.hidden.bias, self.out.weight, self.out.bias):
                 zero.zero_()
         self.to(table.device)
-        self.module = self
         self.terms = Terms("corpus", settings.alpha, pair=settings.pair, recovery=settings.recovery)
         self.phases = [_Moving(self, list(self.parameters()), [width, *self.widths])]
         self.steps = settings.steps * settings.halvings
@@ -129,7 +133,6 @@ class SearchAdaptor(_Adaptor):
         for parameter in self.maps.parameters():
             nn.init.zeros_(parameter)
         self.to(table.device)
-        self.module = self
         self.terms = Terms("batch", 0.0, recovery=settings.recovery)
         self.phases = [_Moving(self, list(m.parameters()), [w]) for m, w in zip(self.maps, self.widths, strict=True)]
         self.steps = settings.steps
