@@ -123,10 +123,10 @@ class StagePhase:
 
     @torch.no_grad()
     def begin(self, inputs: Tensor) -> None:
-        """Logits start at the logarithm of the dimensions' sizes: draws then take them in proportion to these."""
+        """Logits start at the logarithm of the dimensions' mean squares: draws then take them in proportion to these."""
         if self._stage.logits is not None:
-            size = inputs.double().square().mean(dim=0).sqrt()  # (D,); float64: a sum over all rows
-            self._stage.logits.copy_(size.clamp(min=1e-6).log())
+            energy = inputs.double().square().mean(dim=0)  # (D,); float64: a sum over all rows
+            self._stage.logits.copy_(energy.clamp(min=1e-12).log())
 
     def paths(self, x: Tensor, generator: torch.Generator) -> list[Tensor]:
         """All outputs, and those of every narrower width; under selection the others are zeros in place."""
@@ -183,4 +183,5 @@ def principal_axes(vectors: Tensor, mean: Tensor | None = None) -> Tensor:
     _, axes = torch.linalg.eigh(exact.T @ exact)  # columns, of rising size
     axes = axes.flip(1).T
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))  # (N, 1); else the sign is the library's whim
-    return (axes * largest.sign()).float().contiguous()
+    turned: Tensor = (axes * largest.sign()).float().contiguous()
+    return turned

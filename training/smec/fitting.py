@@ -130,7 +130,7 @@ class Fitting:
         self.course.module.requires_grad_(requires_grad=False)
         self._trained = [*phase.layers, *phase.logits]
         for parameter in self._trained:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_()
         flat = [parameter for parameter in phase.layers if parameter.ndim == 1]
         groups = [
             ([p for p in phase.layers if p.ndim > 1], settings.learning_rate, settings.weight_decay),

@@ -85,7 +85,7 @@ def test_a_drawn_mask_is_hard_nested_and_straight_through(seed: int, temperature
     assert [float(mask.detach().sum()) for mask in masks] == [6.0, 3.0, 1.0]
     assert all(set(mask.tolist()) <= {0.0, 1.0} for mask in masks)
     assert all(bool((small <= large).all()) for large, small in pairwise(masks))
-    (masks[1] * torch.arange(8.0)).sum().backward()
+    (masks[1] * torch.arange(8.0)).sum().backward()  # type: ignore[no-untyped-call]
     assert stage.logits is not None
     assert stage.logits.grad is not None
     assert float(stage.logits.grad.abs().sum()) > 0

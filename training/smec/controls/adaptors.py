@@ -116,7 +116,8 @@ class MatryoshkaAdaptor(_Adaptor):
 
     def adapted(self, x: Tensor, width: int) -> Tensor:
         """See `_Adaptor`."""
-        return (x + self.out(torch.relu(self.hidden(x))))[:, :width]
+        moved: Tensor = x + self.out(torch.relu(self.hidden(x)))
+        return moved[:, :width]
 
 
 class SearchAdaptor(_Adaptor):
