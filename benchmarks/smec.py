@@ -100,7 +100,8 @@ def bench(
         chosen[subject.name] = runs.chosen
         figures += subject_figures(subject, gains, settings)
         figures += runs.costs()
-    values = {**settings.model_dump(), "chosen": chosen}
+    # a file sorts the methods by name: the order of the tables stands beside them
+    values = {**settings.model_dump(), "order": list(settings.methods), "chosen": chosen}
     return Report(command, values, settings.seeds, figures, started, environment())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.smec import REFERENCE, UNSUPERVISED
+from benchmarks.smec import FULL, REFERENCE, UNSUPERVISED
 from benchmarks.smec_settings import UNTRAINED
 from benchmarks.tables import Named, Table, filled, no_table, read_report, share, span, unmeasured
 
@@ -18,29 +18,22 @@ if TYPE_CHECKING:
     from benchmarks.figures import Report
 
 FILE: Final = "smec.json"
-_KEPT: Final = "neighbours@10"
-_SHOWN: Final = ("ndcg@10", "recall@100", _KEPT)
+_SHOWN: Final = ("ndcg@10", "recall@100", "neighbours@10")
 
 
 def accuracy_table(dataset: str, report: Report, *, unsupervised: bool, ablation: bool = False) -> Table:
-    """Every method at every width: nDCG@10 with its interval, Recall@100, neighbours kept."""
+    """Every method at every width, under the vectors as they are."""
     figures = _named(report)
-    widths = _widths(dataset, figures)
-    header = ["method"]
-    for width in widths:
-        header += [f"nDCG@10 at {width}", "95 %", "Recall@100", "neighbours kept"]
+    labels = [(FULL, "as they are"), *_labels(report, unsupervised=unsupervised, ablation=ablation)]
     rows = []
-    for label, title in _labels(report, unsupervised=unsupervised, ablation=ablation):
-        cells = [title]
-        for width in widths:
+    for width in _widths(dataset, figures):
+        for label, title in labels:
             stem = f"smec.{dataset}.d{width}.{label}"
-            if f"{stem}.ndcg@10" not in figures:
-                break
-            found = [figures[f"{stem}.{metric}"] for metric in _SHOWN]
-            cells += [share(found[0]), span(found[0]), *map(share, found[1:])]
-        if len(cells) == len(header):
-            rows.append(cells)
-    return Table(f"{dataset}: {'without' if unsupervised else 'with'} labels", header, rows)
+            if f"{stem}.ndcg@10" in figures:
+                ndcg, recall, kept = (figures[f"{stem}.{metric}"] for metric in _SHOWN)
+                rows.append([title, str(width), share(ndcg), span(ndcg), share(recall), span(recall), share(kept)])
+    header = ["vectors", "width", "nDCG@10", "95 %", "Recall@100", "95 %", "neighbours kept"]
+    return Table(f"{dataset}: {'parts, ' * ablation}{'without' if unsupervised else 'with'} labels", header, rows)
 
 
 def differences_table(dataset: str, report: Report) -> Table:
@@ -68,7 +61,7 @@ def differences_table(dataset: str, report: Report) -> Table:
 def chosen_table(dataset: str, report: Report) -> Table:
     """What was chosen for every method, and what choice and all seeds took."""
     figures, rows = _named(report), []
-    for label, choice in report.settings["chosen"].get(dataset, {}).items():
+    for label, choice in sorted(report.settings["chosen"].get(dataset, {}).items()):
         text = ", ".join(f"{name} {value}" for name, value in choice.items()) or "nothing to choose"
         rows.append([label, text, f"{figures[f'smec.{dataset}.{label}.cpu_minutes'].value:.2f}"])
     return Table(f"{dataset}: chosen on train queries", ["method", "chosen", "CPU minutes"], rows)
@@ -106,14 +99,15 @@ def _named(report: Report) -> Named:
 
 
 def _widths(dataset: str, figures: Named) -> list[int]:
-    pattern = re.compile(rf"smec\.{dataset}\.d(\d+)\.{REFERENCE}\.ndcg@10")
+    pattern = re.compile(rf"smec\.{dataset}\.d(\d+)\.(?:{REFERENCE}|{FULL})\.ndcg@10")
     return sorted((int(match[1]) for name in figures if (match := pattern.fullmatch(name))), reverse=True)
 
 
 def _labels(report: Report, *, unsupervised: bool, ablation: bool = False) -> Sequence[tuple[str, str]]:
     """Names in the figures and titles; the joint method and SMEC stand in the tables of parts, too."""
     found = []
-    for name, method in report.settings["methods"].items():
+    for name in report.settings["order"]:
+        method = report.settings["methods"][name]
         if bool(method["ablation"]) != ablation and not (ablation and name in (REFERENCE, "mrl")):
             continue
         if method["kind"] in UNTRAINED:

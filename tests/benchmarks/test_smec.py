@@ -112,16 +112,18 @@ def test_the_choice_never_sees_the_test(settings: BenchSettings, tiny_work: Path
 def test_tables(report: Report, tmp_path: Path) -> None:
     report.save(tmp_path / "smec.json")
     lines = smec_markdown("ring", tmp_path).splitlines()
-    assert lines[0] == "| method | nDCG@10 at 3 | 95 % | Recall@100 | neighbours kept |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
+    assert lines[0] == "| vectors | width | nDCG@10 | 95 % | Recall@100 | 95 % | neighbours kept |"
+    assert lines[2].startswith("| as they are | 6 | ")
+    assert lines[2].endswith(" | 1.0000 |")
+    assert [line.split(" | ")[0] for line in lines[3:]] == [
         "| MRL, joint", "| Matryoshka-Adaptor", "| Search-Adaptor", "| SMEC"
     ]  # fmt: skip
     unlabelled = smec_markdown("ring-unsupervised", tmp_path).splitlines()
-    assert [line.split(" | ")[0] for line in unlabelled[2:]] == [
+    assert [line.split(" | ")[0] for line in unlabelled[3:]] == [
         "| truncation", "| PCA", "| MRL, joint", "| Matryoshka-Adaptor", "| SMEC"
     ]  # fmt: skip
     parts = smec_markdown("ring-ablation", tmp_path).splitlines()
-    assert [line.split(" | ")[0] for line in parts[2:]] == [
+    assert [line.split(" | ")[0] for line in parts[3:]] == [
         "| MRL, joint", "| SMEC", "| MRL + SMRL", "| MRL + ADS", "| MRL + S-XBM"
     ]  # fmt: skip
     assert "| Search-Adaptor | yes | 3 |" in smec_markdown("ring-differences", tmp_path)

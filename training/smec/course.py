@@ -123,7 +123,7 @@ class StagePhase:
 
     @torch.no_grad()
     def begin(self, inputs: Tensor) -> None:
-        """Logits start at the logarithm of the dimensions' mean squares: draws then take them in proportion to these."""
+        """Logits start at the logarithm of the mean squares: draws then take dimensions in proportion to these."""
         if self._stage.logits is not None:
             energy = inputs.double().square().mean(dim=0)  # (D,); float64: a sum over all rows
             self._stage.logits.copy_(energy.clamp(min=1e-12).log())
