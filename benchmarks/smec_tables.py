@@ -40,15 +40,16 @@ def differences_table(dataset: str, report: Report) -> Table:
     """SMEC minus every other method, with what could have been found."""
     figures = _named(report)
     pattern = re.compile(rf"smec\.{dataset}\.d(\d+)\.({REFERENCE}\w*)\.ndcg@10\.minus\.(\w+)")
-    titles = dict(_labels(report, unsupervised=False)) | dict(_labels(report, unsupervised=True))
-    titles |= dict(_labels(report, unsupervised=False, ablation=True))
-    titles |= dict(_labels(report, unsupervised=True, ablation=True))
+    titles = {
+        label: title
+        for unsupervised in (False, True)
+        for ablation in (True, False)
+        for label, title in _labels(report, unsupervised=unsupervised, ablation=ablation)
+    }
     rows = []
     for name, figure in figures.items():
         if match := pattern.fullmatch(name):
             width, smec, label = match.groups()
-            if smec == REFERENCE and label in UNTRAINED:
-                continue
             recall = figures[name.replace("ndcg@10", "recall@100")]
             smallest = share(figures[f"{name}.detectable"])
             cells = [share(figure, signed=True), span(figure, signed=True), smallest]
@@ -111,7 +112,7 @@ def _labels(report: Report, *, unsupervised: bool, ablation: bool = False) -> Se
         if bool(method["ablation"]) != ablation and not (ablation and name in (REFERENCE, "mrl")):
             continue
         if method["kind"] in UNTRAINED:
-            found += [(name, method["title"])] if unsupervised else []
+            found.append((name, method["title"] if unsupervised else f"{method['title']}, no labels"))
         else:
             found.append((name + UNSUPERVISED if unsupervised else name, method["title"]))
     return found

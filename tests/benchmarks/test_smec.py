@@ -116,7 +116,7 @@ def test_tables(report: Report, tmp_path: Path) -> None:
     assert lines[2].startswith("| as they are | 6 | ")
     assert lines[2].endswith(" | 1.0000 |")
     assert [line.split(" | ")[0] for line in lines[3:]] == [
-        "| MRL, joint", "| Matryoshka-Adaptor", "| Search-Adaptor", "| SMEC"
+        "| truncation, no labels", "| PCA, no labels", "| MRL, joint", "| Matryoshka-Adaptor", "| Search-Adaptor", "| SMEC"
     ]  # fmt: skip
     unlabelled = smec_markdown("ring-unsupervised", tmp_path).splitlines()
     assert [line.split(" | ")[0] for line in unlabelled[3:]] == [
