@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 PLACES = {
     "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
-    "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg|mrr)",
+    "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg|mrr|neighbours)",
     "<lists>": "(coverage|gini|popularity|invalid)",
     "<learning>": "(cpu_minutes|steps|best_step|hit_rate|zero_advantage|diversity|reward|hinted|kl)",
-    "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p95|p99)", "<structure>": "(set|bitmap|csr)",
-    "<family>": r"[a-z]+", "<decoder>": r"[a-z]+",
+    "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p50|p95|p99)", "<structure>": "(set|bitmap|csr)",
+    "<family>": r"[a-z]+", "<decoder>": r"[a-z]+", "<store>": "(redis|embedded|raw_pipeline|raw_mget)",
+    "<quantile>": "(p50|p99)",
 }  # fmt: skip
 
 

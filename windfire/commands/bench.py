@@ -150,6 +150,33 @@ def decoding(
     raise typer.Exit(1 if failed else 0)
 
 
+@app.command("smec")
+def smec(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=WORK, the item vectors of a work directory; repeatable.")
+    ] = None,
+    *,
+    scifact: Annotated[bool, typer.Option(help="Measure on SciFact, found by WINDFIRE_DATA.")] = True,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/smec.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="Keeps encoded texts and finished fits.")] = Path("build/smec"),
+) -> None:
+    """Shorten vectors by SMEC, its controls and its parts, with labels and without, and measure what is left."""
+    from benchmarks.smec import bench, named_directories
+    from benchmarks.smec_settings import CONFIG, BenchSettings
+    from benchmarks.smec_tables import smec_overview
+
+    console = _console()
+    settings = BenchSettings.load(config or CONFIG, quick=quick)
+    say = partial(console.print, markup=False)
+    report = bench(settings, work, _command_line(), named_directories(data or []), public=scifact, say=say)
+    if json is not None:
+        report.save(json)
+    for text in smec_overview(report):
+        console.print(text)
+
+
 @app.command("import-model")
 def import_model(
     out: Annotated[Path, typer.Option(help="For the model, its run and its registry; must be empty or absent.")],

@@ -70,6 +70,41 @@ def rere(
     )
 
 
+@app.command()
+def smec(
+    data: Annotated[Path, typer.Option(help="Cached vectors (.npy), or a work directory for its text vectors.")],
+    out: Annotated[Path, typer.Option(help="Run directory; a checkpoint found there is continued.")],
+    queries: Annotated[Path | None, typer.Option(help="Vectors of labelled queries (.npy); with --labels.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="QUERY<tab>DOCUMENT a line, both counted from 0; with --queries.")
+    ] = None,
+    *,
+    next_items: Annotated[
+        bool, typer.Option("--next-items", help="Labels from the log of a work directory: what users took next.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML of training.smec.SmecSettings.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of batches, draws and the held-out queries.")] = 1,
+) -> None:
+    """Fit a compressor: vectors of any encoder, halved step by step; without labels neighbourhoods are kept (SMEC)."""
+    from training.smec.data import load_data
+    from training.smec.settings import SmecSettings
+    from training.smec.trainer import train_smec
+
+    settings = SmecSettings() if config is None else SmecSettings.load(config)
+    found = load_data(data, queries=queries, labels=labels, from_log=next_items)
+    manifest = train_smec(found, settings, out, seed=seed, show_progress=True)
+    console = Console(highlight=False)
+    for width in manifest["widths"]:
+        kept = {name: manifest["metrics"][f"d{width}.{name}.neighbours@10"] for name in ("smec", "pca", "truncation")}
+        shown = ", ".join(f"{name} {value:.1%}" for name, value in kept.items())
+        ndcg = manifest["metrics"].get(f"d{width}.smec.ndcg@10")
+        console.print(
+            f"{width} of {manifest['dimension']}: nearest ten kept: {shown}"
+            + ("" if ndcg is None else f"; nDCG@10 of held-out queries {ndcg:.4f}")
+        )
+    console.print(f"{manifest['steps']} steps, {manifest['cpu_seconds']:.0f} CPU seconds → {out}", markup=False)
+
+
 @app.command("draft-head")
 def draft_head(
     run: Annotated[Path, typer.Option(help="What `windfire import-model` wrote, or a bundle of it.")],
