@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import yaml
 from annotated_types import Ge, Interval
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 KindSetting = Literal["auto", "flat", "hnsw", "ivf_pq"]
 Kind = Literal["flat", "hnsw", "ivf_pq"]
+VectorsName = Literal["given", "collaborative", "text"]
+NAMES: Final[tuple[VectorsName, ...]] = ("given", "collaborative", "text")  # in the order of preference
 Positive = Annotated[int, Ge(1)]
 _QUANTISED = 40  # vectors below which there is nothing to fit codes to
 

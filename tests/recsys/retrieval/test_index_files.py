@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from recsys.errors import ConfigError, CorruptionError, DataError
-from recsys.retrieval import IndexSettings, VectorIndex
 from recsys.retrieval.files import INDEX, load_index, read_origin, save_index
-from recsys.retrieval.vector_index import build_index
+from recsys.retrieval.settings import IndexSettings
+from recsys.retrieval.vector_index import VectorIndex, build_index
 from recsys.storage import read_json, sha256_file, write_json_atomically
 
 KINDS = ("flat", "hnsw", "ivf_pq")

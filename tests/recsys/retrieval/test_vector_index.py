@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from recsys.errors import InputError
-from recsys.retrieval import IndexSettings, VectorIndex
 from recsys.retrieval.kinds import largest_divisor
-from recsys.retrieval.vector_index import build_index
+from recsys.retrieval.settings import IndexSettings
+from recsys.retrieval.vector_index import VectorIndex, build_index
 
 WIDTH = 6
 KINDS = ("flat", "hnsw", "ivf_pq")
