@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
+`retrieval`.
 """
 
 from __future__ import annotations
@@ -203,6 +204,8 @@ def render(name: str, folder: Path = FIGURES) -> str:
             if report is None
             else _filled(vllm_table({figure.name: figure for figure in report.figures}), name)
         )
+    if name == "retrieval":
+        return _retrieval(folder)
     if bench == "decoding":
         return _decoding_part(rest, folder)
     dataset, _, kind = rest.partition("-")
@@ -229,6 +232,15 @@ def _decoding_part(rest: str, folder: Path) -> str:
     if report is None:
         return _unmeasured("decoding" if part == parts.DEFAULT else f"decoding --part {part}", file)
     return _filled(tables[kind]({figure.name: figure for figure in report.figures}), f"decoding-{rest}")
+
+
+def _retrieval(folder: Path) -> str:
+    report = _report(folder, "retrieval.json")
+    if report is None:
+        return _unmeasured("retrieval", "retrieval.json")
+    from benchmarks.retrieval import retrieval_table  # which imports this one
+
+    return _filled(retrieval_table({figure.name: figure for figure in report.figures}), "retrieval")
 
 
 def _report(folder: Path, file: str) -> Report | None:

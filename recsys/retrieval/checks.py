@@ -90,4 +90,6 @@ def unit_length(vectors: Vectors) -> Vectors:
     """(N, D) rows of length 1; a zero row stays zero."""
     # float64: the square of a large float32 would be infinite, that of a small one 0
     length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros(vectors.shape), where=length > 0).astype(np.float32)
+    unit = np.divide(vectors, length, out=np.zeros(vectors.shape), where=length > 0)
+    scaled: Vectors = unit.astype(np.float32)
+    return scaled

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from recsys.retrieval.kinds import Kind
+    from recsys.retrieval.settings import Kind
 
 INDEX_FORMAT: Final = "windfire.index/1"
 INDEX: Final = "index.json"

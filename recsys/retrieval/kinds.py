@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Positions = npt.NDArray[np.int64]
 
+_wrapped: Final[Any] = faiss  # its annotations are of the C++ classes, not of the arguments that Python adds
 _AT_ONCE: Final = 2**16  # vectors added together
 _PER_LIST: Final = 40  # vectors that a list's centre is fitted to
 _CODEBOOK: Final = 256 * _PER_LIST  # vectors that a codebook of one byte wants
@@ -94,7 +95,7 @@ class FaissIndex:
 
     def propose(self, query: Vectors, wanted: int, bits: Bits | None, share: float) -> Positions:
         """See `Proposer.propose`."""
-        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+        selector = None if bits is None else _wrapped.IDSelectorBitmap(bits)
         many = wanted * self.settings.rescore if self.kind == "ivf_pq" else wanted
         many = min(many, self.count)
         with faiss_threads(self.settings.threads):
@@ -106,7 +107,7 @@ class FaissIndex:
         """See `Proposer.stored`."""
         if self.kind == "ivf_pq":
             return None
-        flat = self.index if self.kind == "flat" else faiss.downcast_index(self.index.storage)
+        flat: Any = self.index if self.kind == "flat" else _wrapped.downcast_index(self.index.storage)
         if not self.count:
             return np.empty((0, self.dimension), dtype=np.float32)
         # a view of faiss's memory: whoever holds it holds this object, too
@@ -116,12 +117,12 @@ class FaissIndex:
     def _parameters(self, selector: Any, wanted: int, share: float) -> Any:
         """A search among few looks at more, as if it were among all: the hidden ones take their places."""
         if self.kind == "flat":
-            return faiss.SearchParameters(sel=selector)
+            return _wrapped.SearchParameters(sel=selector)
         if self.kind == "hnsw":
             width = min(self.count, math.ceil(max(self.settings.hnsw_search, wanted) / share))
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=width)
+            return _wrapped.SearchParametersHNSW(sel=selector, efSearch=width)
         probes = min(self.index.nlist, math.ceil(self.settings.ivf_probes / share))
-        return faiss.SearchParametersIVF(sel=selector, nprobe=probes)
+        return _wrapped.SearchParametersIVF(sel=selector, nprobe=probes)
 
 
 CLASSES: Final[dict[str, Any]] = {

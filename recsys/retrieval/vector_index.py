@@ -156,7 +156,8 @@ class VectorIndex:
         state = self._state
         fresh = np.flatnonzero(state.rows == row)
         if fresh.size:
-            return state.vectors[int(fresh[0])]
+            put: Vectors = state.vectors[int(fresh[0])]
+            return put
         rows = state.built.rows
         place = int(np.searchsorted(rows, row))
         if place == len(rows) or rows[place] != row or (state.dead is not None and state.dead[place]):
@@ -268,12 +269,12 @@ class VectorIndex:
         return done
 
     def _query(self, query: npt.NDArray[Any]) -> Vectors:
-        vector = check_vectors(np.asarray(query)[None], self.dimension, field="query")
-        if not self.cosine:
-            return vector[0]
-        scaled = unit_length(vector)
-        _refuse_zero(scaled, "query")
-        return scaled[0]
+        vectors = check_vectors(np.asarray(query)[None], self.dimension, field="query")
+        if self.cosine:
+            vectors = unit_length(vectors)
+            _refuse_zero(vectors, "query")
+        vector: Vectors = vectors[0]
+        return vector
 
 
 def build_index(

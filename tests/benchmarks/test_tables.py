@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLACES = {
     "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
     "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg)",
-    "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p95|p99)", "<structure>": "(set|bitmap|csr)",
+    "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p50|p95|p99)", "<structure>": "(set|bitmap|csr)",
     "<family>": r"[a-z]+", "<decoder>": r"[a-z]+",
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ def build(
 ) -> None:
     """Build what changed; whatever is there and fits stays."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from recsys.datasets.prepared import PreparedData
     from recsys.retrieval.folder import RETRIEVAL, write_retrieval
@@ -52,7 +52,7 @@ def build(
         chosen["text"] = _encoded(prepared.items, spec)
     columns = (TextColumn("{task.description:14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {name: bars.add_task(name, total=len(values)) for name, values in chosen.items()}
+        tasks: dict[str, TaskID] = {name: bars.add_task(name, total=len(values)) for name, values in chosen.items()}
         built = write_retrieval(
             data / RETRIEVAL,
             chosen,
