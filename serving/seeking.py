@@ -55,8 +55,10 @@ def fill_from_indexes(slate: Slate, seek: Seek, row: int, retrieval: Retrieval |
         return None
     try:
         _add(slate, retrieval.search(seek.text or "", slate.size, mask), "text")
-    except InputError:
-        return None  # the encoder finds nothing in the text, and nothing is near to it
+    except InputError as error:
+        if error.field != "text":
+            raise
+        # the encoder finds nothing in the text, and nothing is near to it
     return None
 
 

@@ -134,12 +134,7 @@ def write_retrieval(
                 remedy="give one row per item, in the order of item ids; zeros where an item has none",
             )
     if encoder is not None and "text" in vectors and vectors["text"].shape[1] != encoder.dimension:
-        raise VersionMismatchError(
-            f"the encoder writes vectors of dimension {encoder.dimension}",
-            field="text.dimension",
-            value=vectors["text"].shape[1],
-            remedy="give the encoder that made the items' text vectors",
-        )
+        raise _other_dimension(encoder.dimension, vectors["text"].shape[1])
     (folder / MANIFEST).unlink(missing_ok=True)  # until all is there, there is nothing to publish
     built: list[VectorsName] = []
     for name, values in vectors.items():
@@ -200,8 +195,10 @@ def load_retrieval(folder: Path, *, verify: bool = True, encoder: bool = True) -
                 value=int(rows.max()),
                 remedy="run `windfire index build` again",
             )
-    spec = value["encoder"] if encoder else None
-    return Retrieval(indexes, None if spec is None else EncoderSpec(**spec).load(folder))
+    loaded = EncoderSpec(**value["encoder"]).load(folder) if encoder and value["encoder"] is not None else None
+    if loaded is not None and "text" in indexes and indexes["text"].dimension != loaded.dimension:
+        raise _other_dimension(loaded.dimension, indexes["text"].dimension)
+    return Retrieval(indexes, loaded)
 
 
 def copy_retrieval(
@@ -248,6 +245,15 @@ def vectors_checksum(vectors: Vectors | npt.NDArray[Any]) -> str:
     parts = range(0, len(vectors), _ROWS_AT_ONCE)
     return sha256_parts(
         [f"{vectors.shape} {vectors.dtype}", *(vectors[begin : begin + _ROWS_AT_ONCE].tobytes() for begin in parts)]
+    )
+
+
+def _other_dimension(encoder: int, vectors: int) -> VersionMismatchError:
+    return VersionMismatchError(
+        f"the encoder writes vectors of dimension {encoder}",
+        field="text.dimension",
+        value=vectors,
+        remedy="give the encoder that made the items' text vectors",
     )
 
 

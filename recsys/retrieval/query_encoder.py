@@ -146,7 +146,14 @@ def encoder_of_job(work: Path, chosen: str) -> EncoderSpec | None:
     path = work / "text_embeddings" / "manifest.json"
     if chosen == "none" or (chosen == "auto" and not path.is_file()):
         return None
-    settings: dict[str, Any] = read_json(path)["settings"] if path.is_file() else {}
+    if not path.is_file():
+        raise VersionMismatchError(
+            "it is not known which model made the items' text vectors",
+            field="encoder",
+            value=chosen,
+            remedy="give --encode, too: then the texts are encoded with it",
+        )
+    settings: dict[str, Any] = read_json(path)["settings"]
     name = (HASHING if settings.get("hashing") else PACKAGED_MODEL) if chosen == "auto" else chosen
     directory = model_directory(name)
     made = None if directory is None else model_fingerprint(directory)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from recsys.decoding.packed import Bools
     from recsys.retrieval.checks import Rows, Vectors
     from recsys.retrieval.kinds import Positions, Proposer
+
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +188,7 @@ class VectorIndex:
         rows, vectors, exact = _near(state, vector, k, allowed, self.settings)
         fresh = np.arange(len(state.rows)) if allowed is None else np.flatnonzero(_at(allowed, state.rows))
         rows, vectors = np.concatenate([rows, state.rows[fresh]]), np.concatenate([vectors, state.vectors[fresh]])
-        scores = (vectors.astype(np.float64) @ vector.astype(np.float64)).astype(np.float32)  # (m,)
+        scores = inner_products(vectors.astype(np.float64), vector.astype(np.float64)).astype(np.float32)  # (m,)
         order = np.lexsort((rows, -scores))[:k]
         return Found(rows[order], scores[order], exact)
 
@@ -340,13 +342,19 @@ def _near(
 def _best(vectors: Vectors, query: Vectors, k: int, mask: Bools | None) -> Positions:
     """(min(k, eligible),) positions of the k nearest, in any order."""
     if mask is None:
-        chosen, scores = None, vectors @ query  # (n,)
+        chosen, scores = None, inner_products(vectors, query)  # (n,)
     else:
         chosen = np.flatnonzero(mask)
-        scores = vectors[chosen] @ query
+        scores = inner_products(vectors[chosen], query)
     best = np.argpartition(-scores, k)[:k] if k < len(scores) else np.arange(len(scores))
     places: Positions = best if chosen is None else chosen[best]
     return places
+
+
+def inner_products(vectors: npt.NDArray[Number], query: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """(n,) of (n, D) and (D,); a row's bits do not depend on the other rows, nor on a number of threads as in BLAS."""
+    found: npt.NDArray[Number] = np.einsum("nd,d->n", vectors, query)
+    return found
 
 
 def _eligible(state: State, allowed: Bools | None) -> Bools | None:

@@ -169,6 +169,12 @@ def test_the_encoder_travels_with_the_text_vectors(tmp_path: Path) -> None:
     retrieval = load_retrieval(tmp_path / "index")
     assert retrieval.search("Dry  hair!", 1, None).rows.tolist() == [1]
     assert load_retrieval(tmp_path / "index", encoder=False).encoder is None
+    path = tmp_path / "index" / "retrieval.json"
+    value = read_json(path)
+    write_retrieval(tmp_path / "index", {"text": np.ones((6, 3))}, IndexSettings(), item_ids=IDS)
+    write_json_atomically(path, value)
+    with pytest.raises(VersionMismatchError, match="dimension 256"):
+        load_retrieval(tmp_path / "index")
     for blank in ("", " \n", "\ud800 ?"):
         with pytest.raises(InputError, match="nothing in this text"):
             retrieval.search(blank, 1, None)
@@ -202,6 +208,8 @@ def test_a_model_of_ones_own_is_copied_and_checked(tmp_path: Path) -> None:
 
 def test_the_encoder_of_a_work_directory(tmp_path: Path) -> None:
     assert encoder_of_job(tmp_path, "auto") is None, "who made the vectors is not known"
+    with pytest.raises(VersionMismatchError, match="not known which model"):
+        encoder_of_job(tmp_path, HASHING)
     place = tmp_path / "text_embeddings" / "manifest.json"
     write_json_atomically(place, {"settings": {"max_tokens": 32, "bfloat16": False, "hashing": True}})
     found = encoder_of_job(tmp_path, "auto")
