@@ -88,8 +88,10 @@ def check_rows(rows: npt.NDArray[np.integer], count: int) -> Rows:
 
 def unit_length(vectors: Vectors) -> Vectors:
     """(N, D) rows of length 1; a zero row stays zero."""
-    # float64: the square of a large float32 would be infinite, that of a small one 0
-    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    unit = np.divide(vectors, length, out=np.zeros(vectors.shape), where=length > 0)
-    scaled: Vectors = unit.astype(np.float32)
+    scaled = np.zeros_like(vectors)
+    for begin in range(0, len(vectors), _AT_ONCE):
+        # float64: the square of a large float32 would be infinite, that of a small one 0
+        part = vectors[begin : begin + _AT_ONCE].astype(np.float64)
+        length = np.linalg.norm(part, axis=1, keepdims=True)
+        scaled[begin : begin + _AT_ONCE] = np.divide(part, length, out=np.zeros_like(part), where=length > 0)
     return scaled
