@@ -52,6 +52,7 @@ bench: $(STAMP)
 	$(BIN)/windfire bench decoding --part speculative --json docs/figures/decoding_speculative.json
 	$(BIN)/windfire bench decoding --part crossover --json docs/figures/decoding_crossover.json
 	$(BIN)/windfire bench smec --json docs/figures/smec.json
+	$(BIN)/windfire bench retrieval --json docs/figures/retrieval.json
 
 tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables

@@ -130,6 +130,7 @@ _OTHERS: Final[dict[str, tuple[str, str, str]]] = {
     "import": ("import-model --out DIR", "import_model.json", "benchmarks.import_tables"),
     "rere-speed": ("rere-speed --run RUN --data WORK", "rere_speed.json", "benchmarks.rere_speed_tables"),
     "rere": ("rere", "rere.json", "benchmarks.rere_tables"),
+    "retrieval": ("retrieval", "retrieval.json", "benchmarks.retrieval"),
     "smec": ("smec", "smec.json", "benchmarks.smec_tables"),
 }
 """How a mark begins: the command behind its figures, their file, and the module whose `marked_table` makes of the

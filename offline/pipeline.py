@@ -22,8 +22,8 @@ from offline.jobs import (
 from offline.session import LazySession, is_local
 from offline.tables import Tables
 from recsys.errors import ConfigError, DataError
-from recsys.storage import restore_directory, sha256_file, sha256_parts
-from recsys.text.encoder import model_directory, processor_has_bfloat16
+from recsys.storage import restore_directory
+from recsys.text.encoder import model_directory, model_fingerprint, processor_has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,9 +206,7 @@ def _text_job(text: TextSettings) -> Job:
     )
     files: dict[str, str] = {}
     if directory is not None:
-        found = sorted(path for path in directory.rglob("*") if path.is_file())
-        parts = [part for path in found for part in (str(path.relative_to(directory)), sha256_file(path))]
-        files["model"] = sha256_parts(parts)
+        files["model"] = model_fingerprint(directory)
     return Job(
         "text_embeddings",
         text_embeddings.VERSION,

@@ -7,12 +7,13 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
+from recsys.retrieval.settings import VectorsName  # msgspec reads the annotations
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
     from serving.metrics import EngineMetrics
 
 _REMEMBERED: Final = 0.8  # weight of earlier batches in the pace
+
+
+Refusal = Literal["unknown_item", "no_index", "no_encoder"]
+
+
+class Seek(msgspec.Struct, frozen=True, array_like=True):
+    """What to look for in the bundle's indexes: items like an item, or items for a text.
+
+    Attributes:
+        item_id: whose neighbours are wanted; it is none of them itself.
+        text: where there is no item.
+        vectors: that are compared; None = the best that the item has.
+    """
+
+    item_id: str | None = None
+    text: str | None = None
+    vectors: VectorsName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +55,7 @@ class EngineRequest:
         deny: none of these may be shown.
         exclude_seen: whether no item of the history may be shown.
         deadline: monotonic seconds by which decoding must begin for the answer to be of use; None = whenever.
+        seek: ask the indexes instead; history and scene are not looked at then.
     """
 
     history: Sequence[str]
@@ -48,6 +67,7 @@ class EngineRequest:
     deny: Sequence[str] = ()
     exclude_seen: bool = True
     deadline: float | None = None
+    seek: Seek | None = None
 
 
 class SlateItem(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +100,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         truncated: fewer than n items are eligible.
         counts: what was done with the request's ids.
         ineligible: items that the last look at the slate took out; a fault if it is not 0.
+        refusal: why the indexes could not be asked; there are no items then.
     """
 
     items: list[SlateItem]
@@ -90,6 +111,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     truncated: bool
     counts: EngineCounts
     ineligible: int = 0
+    refusal: Refusal | None = None
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):

@@ -46,6 +46,10 @@ class Problem(NamedTuple):
 MALFORMED: Final = Problem(422, "malformed", False, "The request is no JSON, or a field does not fit its form.")
 TOO_LARGE: Final = Problem(413, "too_large", False, "The body is over 1 MiB.")
 NOT_FOUND: Final = Problem(404, "not_found", False, "No such path.")
+UNKNOWN_ITEM: Final = Problem(404, "unknown_item", False, "The catalog does not have this item.")
+NOT_IN_BUNDLE: Final = Problem(
+    501, "not_in_bundle", False, "The bundle has no index, or no text encoder, or the settings leave them out."
+)
 METHOD: Final = Problem(405, "method_not_allowed", False, "The path does not know this method.")
 INTERNAL: Final = Problem(500, "internal", False, "A fault of the server; its log has the details.")
 UNAVAILABLE: Final = Problem(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from recsys.bundle.loading import load_decoder
+from recsys.bundle.loading import load_decoder, load_indexes
 from recsys.bundle.registry import Registry
-from serving.engine import EngineRequest
+from serving.engine import EngineRequest, Seek
 from serving.stages import BundleRecommender
 from serving.vllm_decoder import VllmDecoder
 
@@ -37,6 +37,8 @@ def load_recommender(
     engine: str,
     beam: int,
     markers: Path,
+    retrieval: bool = True,
+    search: bool = True,
     vllm_url: str = "",
     vllm_timeout: timedelta = timedelta(seconds=1),
 ) -> BundleRecommender:
@@ -49,6 +51,8 @@ def load_recommender(
         engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
         markers: directory that remembers which files were verified on this host.
+        retrieval: whether to open the bundle's indexes.
+        search: whether to load the text encoder that belongs to them.
         vllm_url: a vLLM server that runs the bundle's model; empty for none.
         vllm_timeout: of its answers.
 
@@ -61,9 +65,12 @@ def load_recommender(
         chosen = VllmDecoder.of(bundle, vllm_url, timeout=vllm_timeout, decoder=decoder)
     else:
         chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
-    recommender = BundleRecommender(bundle, chosen, beam=beam)
+    indexes = load_indexes(bundle, encoder=search) if retrieval else None
+    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes)
     history = bundle.catalog.index.ids(bundle.popular(None)[:3])
-    recommender.recommend([EngineRequest(history=history, n=10, time=time.time_ns() // 1_000)])
+    now = time.time_ns() // 1_000
+    sought = (None, *(Seek(item_id=item) for item in history[:1]), Seek(text="anything"))
+    recommender.recommend([EngineRequest(history=history, n=10, time=now, seek=seek) for seek in sought])
     return recommender
 
 
@@ -137,6 +144,8 @@ class BundleWatcher:
             engine=settings.engine,
             beam=settings.beam,
             markers=settings.state / "verified",
+            retrieval=settings.retrieval,
+            search=settings.search,
             vllm_url=settings.vllm_url,
             vllm_timeout=settings.vllm_timeout,
         )

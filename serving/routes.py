@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import structlog
 from fastapi import APIRouter, Depends, Request
@@ -14,27 +14,42 @@ from starlette.responses import Response
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from recsys.event_log import Exposure
-from serving.engine import EngineRequest
-from serving.errors import MALFORMED, TOO_LARGE, UNAVAILABLE, documented, json_response
+from serving.engine import EngineRequest, Refusal, Seek
+from serving.errors import (
+    MALFORMED,
+    NOT_IN_BUNDLE,
+    TOO_LARGE,
+    UNAVAILABLE,
+    UNKNOWN_ITEM,
+    documented,
+    envelope,
+    json_response,
+)
 from serving.middleware import REQUEST_ID, TIER
 from serving.schemas import (
     EventsAnswer,
     EventsRequest,
+    Filters,
+    FoundAnswer,
     Health,
     Readiness,
     RecommendAnswer,
     RecommendRequest,
+    SearchRequest,
+    SimilarRequest,
 )
 from serving.services import Services, services_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from serving.engine import EngineAnswer
 
 router = APIRouter()
 _log = structlog.stdlib.get_logger(__name__)
 _BODY_ERRORS = documented(MALFORMED, TOO_LARGE, UNAVAILABLE)
+_SEARCH_ERRORS = documented(MALFORMED, TOO_LARGE, NOT_IN_BUNDLE, UNAVAILABLE)
+_SIMILAR_ERRORS = documented(MALFORMED, TOO_LARGE, UNKNOWN_ITEM, NOT_IN_BUNDLE, UNAVAILABLE)
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
@@ -46,8 +61,20 @@ async def recommend(body: RecommendRequest, request: Request, services: Services
     request_id = request.scope[REQUEST_ID]
     request.scope[TIER] = answer.served_by.value
     _count(services, answer, request_id)
-    await _expose(services, _exposure(body, answer, request_id, now))
+    await _expose(services, _exposure(answer, request_id, now, user_id=body.user_id, scene=body.scene))
     return json_response(_answer_body(body, answer, request_id))
+
+
+@router.post("/v1/similar", response_model=FoundAnswer, responses=_SIMILAR_ERRORS, tags=["retrieval"])
+async def similar(body: SimilarRequest, request: Request, services: ServicesOf) -> Response:
+    """Find items like an item, by the vectors of the bundle's indexes."""
+    return await _found(body, Seek(item_id=body.item_id, vectors=body.vectors), request, services)
+
+
+@router.post("/v1/search", response_model=FoundAnswer, responses=_SEARCH_ERRORS, tags=["retrieval"])
+async def search(body: SearchRequest, request: Request, services: ServicesOf) -> Response:
+    """Find items for a text, by the text encoder that belongs to the bundle's text vectors."""
+    return await _found(body, Seek(text=body.text), request, services)
 
 
 @router.post("/v1/events", response_model=EventsAnswer, responses=_BODY_ERRORS, tags=["events"])
@@ -110,6 +137,64 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
         gone.cancel()
 
 
+async def _found(body: SimilarRequest | SearchRequest, seek: Seek, request: Request, services: Services) -> Response:
+    """Ask the indexes; what they cannot answer is an error with a documented code."""
+    now = time.time_ns() // 1_000
+    wanted = EngineRequest(
+        history=(),
+        n=body.n,
+        time=now,
+        conditions=_conditions(body.filters),
+        allow=body.filters.allow,
+        deny=body.filters.deny,
+        deadline=_deadline(services),
+        seek=seek,
+    )
+    answer = await _unless_gone(request, services.engine.recommend(wanted))
+    request_id = request.scope[REQUEST_ID]
+    request.scope[TIER] = answer.served_by.value
+    if answer.refusal is not None:
+        return _REFUSED[answer.refusal]()
+    _count(services, answer, request_id)
+    await _expose(services, _exposure(answer, request_id, now))
+    items = _answer_items(answer)
+    return json_response(
+        {
+            "request_id": request_id,
+            "served_by": answer.served_by.value,
+            "bundle_version": answer.bundle_version,
+            "catalog_version": answer.catalog_version,
+            "truncated": answer.truncated,
+            "items": items,
+            "counts": {
+                "requested": body.n,
+                "returned": len(items),
+                "filter_unknown": answer.counts.filter_unknown,
+            },
+        }
+    )
+
+
+_REFUSED: Final[dict[Refusal, Callable[[], Response]]] = {
+    "unknown_item": lambda: envelope(UNKNOWN_ITEM, UNKNOWN_ITEM.description, field="body.item_id"),
+    "no_index": lambda: envelope(NOT_IN_BUNDLE, "the bundle has no index over such vectors"),
+    "no_encoder": lambda: envelope(NOT_IN_BUNDLE, "no text encoder is loaded for the bundle's text vectors"),
+}
+
+
+def _deadline(services: Services) -> float:
+    return time.monotonic() + services.settings.deadline.total_seconds()
+
+
+def _conditions(filters: Filters) -> CatalogFilter:
+    return CatalogFilter(
+        categories=tuple(tuple(path) for path in filters.categories),
+        brands=tuple(filters.brands),
+        price_min_micros=filters.price_min_micros,
+        price_max_micros=filters.price_max_micros,
+    )
+
+
 def _engine_request(body: RecommendRequest, services: Services, now: int) -> EngineRequest:
     history = body.history
     if history is None:
@@ -122,27 +207,26 @@ def _engine_request(body: RecommendRequest, services: Services, now: int) -> Eng
         n=body.n,
         time=now,
         scene=body.scene,
-        conditions=CatalogFilter(
-            categories=tuple(tuple(path) for path in filters.categories),
-            brands=tuple(filters.brands),
-            price_min_micros=filters.price_min_micros,
-            price_max_micros=filters.price_max_micros,
-        ),
+        conditions=_conditions(filters),
         allow=filters.allow,
         deny=filters.deny,
         exclude_seen=body.exclude_seen,
-        deadline=time.monotonic() + services.settings.deadline.total_seconds(),
+        deadline=_deadline(services),
     )
 
 
-def _answer_body(body: RecommendRequest, answer: EngineAnswer, request_id: str) -> dict[str, Any]:
+def _answer_items(answer: EngineAnswer) -> list[dict[str, Any]]:
     items = []
     for position, item in enumerate(answer.items):
         shown = {"item_id": item.item_id, "position": position, "score": item.score, "source": item.source}
         if item.title is not None:
             shown["title"] = item.title
         items.append(shown)
-    counts = answer.counts
+    return items
+
+
+def _answer_body(body: RecommendRequest, answer: EngineAnswer, request_id: str) -> dict[str, Any]:
+    items, counts = _answer_items(answer), answer.counts
     return {
         "request_id": request_id,
         "served_by": answer.served_by.value,
@@ -163,12 +247,14 @@ def _answer_body(body: RecommendRequest, answer: EngineAnswer, request_id: str) 
     }
 
 
-def _exposure(body: RecommendRequest, answer: EngineAnswer, request_id: str, now: int) -> Exposure:
+def _exposure(
+    answer: EngineAnswer, request_id: str, now: int, *, user_id: str | None = None, scene: str | None = None
+) -> Exposure:
     return Exposure(
         request_id=request_id,
-        user_id=body.user_id,
+        user_id=user_id,
         time=now,
-        scene=body.scene,
+        scene=scene,
         items=[item.item_id for item in answer.items],
         positions=list(range(len(answer.items))),
         scores=[item.score for item in answer.items],

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from recsys.retrieval.settings import VectorsName
+
 MAX_N: Final = 500
+MAX_TEXT: Final = 1_000  # characters of a search; encoders cut long before
 MAX_HISTORY: Final = 1_000
 MAX_EVENTS: Final = 1_000
 # Inside int64, and exact as the double that OpenAPI documents write bounds with.
@@ -40,6 +43,7 @@ class ServedBy(StrEnum):
     ITEM_TO_ITEM = "item_to_item"
     POPULAR_SCENE = "popular_scene"
     POPULAR_MEMORY = "popular_memory"
+    INDEX = "index"  # of similar and search only
 
 
 class _Request(BaseModel):
@@ -114,6 +118,57 @@ class RecommendAnswer(_Answer):
     truncated: bool = Field(description="Fewer than n items are eligible.")
     items: list[AnswerItem]
     counts: Counts
+
+
+class SimilarRequest(_Request):
+    """Which item, how many like it, and which may be shown."""
+
+    item_id: Identifier = Field(description="The item itself is not answered.", examples=["B0000530ED"])
+    n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
+    vectors: VectorsName | None = Field(
+        default=None, description="What is compared; absent: given, else collaborative, else text vectors of the item."
+    )
+    filters: Filters = Field(default_factory=Filters)
+
+
+class SearchRequest(_Request):
+    """Which text, how many items for it, and which may be shown."""
+
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, pattern=r"\S")] = Field(
+        description="What is looked for, in words.", examples=["red nail lacquer"]
+    )
+    n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
+    filters: Filters = Field(default_factory=Filters)
+
+
+class FoundItem(_Answer):
+    """One item that was found."""
+
+    item_id: str
+    position: int = Field(ge=0, description="From 0.")
+    score: float = Field(description="Cosine of the compared vectors.")
+    source: str = Field(description="The vectors that were compared: given, collaborative or text.")
+    title: str | None = Field(default=None, description="Absent where the catalog has none.")
+
+
+class FoundCounts(_Answer):
+    """What was done with the request's ids."""
+
+    requested: int = Field(ge=1)
+    returned: int = Field(ge=0)
+    filter_unknown: int = Field(ge=0, description="Allowed and denied ids that are not in the catalog: ignored.")
+
+
+class FoundAnswer(_Answer):
+    """Items, nearest first."""
+
+    request_id: str = Field(description="Joins exposures, events and logs; also in the header X-Request-ID.")
+    served_by: Literal[ServedBy.INDEX]
+    bundle_version: str
+    catalog_version: str
+    truncated: bool = Field(description="Fewer than n eligible items have such a vector.")
+    items: list[FoundItem]
+    counts: FoundCounts
 
 
 class EventRow(_Request):

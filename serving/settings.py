@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     vllm_url: ServerUrl = ""
     vllm_timeout: Duration = timedelta(seconds=1)
     beam: Annotated[int, Ge(1), Le(4096)] = 50
+    retrieval: bool = True
+    search: bool = True
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64
     deadline: Duration = timedelta(seconds=2)

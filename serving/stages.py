@@ -6,7 +6,7 @@ the places that the ones before it left open. Eligibility is applied behind ever
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,8 @@ from recsys.decoding.eligibility import Eligibility
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
 from serving.recheck import SlateCheck
 from serving.schemas import MAX_HISTORY, ServedBy
+from serving.seeking import fill_from_indexes, without_itself
+from serving.slate import Slate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,63 +27,14 @@ if TYPE_CHECKING:
 
     from recsys.bundle.bundle import Bundle
     from recsys.decoding.decoder import Decoder, Ranked
+    from recsys.retrieval.folder import Retrieval
+    from serving.engine import Refusal
 
     Items = npt.NDArray[np.int32]
 
 _RECENT: Final = 20  # history items whose neighbours are read
 _FADING: Final = 0.8  # weight of a history item over that of its successor
 _BLOCK: Final = 4_096  # items of a popularity list that are looked at in one go
-
-
-@dataclass(slots=True)
-class Slate:
-    """The places of one answer, filled source by source.
-
-    Attributes:
-        size: places.
-        shared: (I,) bool, None = every item may be shown.
-        excluded: items that may not be shown besides.
-        items: chosen so far.
-        scores: theirs.
-        sources: theirs.
-    """
-
-    size: int
-    shared: npt.NDArray[np.bool_] | None
-    excluded: Items
-    items: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-
-    @property
-    def open(self) -> int:
-        """Places still empty."""
-        return self.size - len(self.items)
-
-    def add(self, items: Items, scores: npt.NDArray[np.floating], source: str) -> None:
-        """Fill open places with the eligible items of a source, in its order.
-
-        Args:
-            items: (m,) without repetition, best first.
-            scores: (m,) non-increasing.
-            source: its name.
-        """
-        allowed = ~np.isin(items, self.excluded) & ~np.isin(items, self.items)
-        if self.shared is not None:
-            allowed &= self.shared[items]
-        chosen = np.flatnonzero(allowed)[: self.open]
-        self.items += items[chosen].tolist()
-        self.scores += scores[chosen].tolist()
-        self.sources += [source] * len(chosen)
-
-    def complete(self) -> bool:
-        """Whether no source could add anything: no place is open or no eligible item is left."""
-        if not self.open:
-            return True
-        if self.shared is None:
-            return False  # then the catalog is either large enough or quickly walked through
-        eligible = int(np.count_nonzero(self.shared)) - int(self.shared[np.unique(self.excluded)].sum())
-        return len(self.items) >= eligible
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +54,13 @@ class BundleRecommender:
         bundle: opened.
         decoder: of the bundle's model.
         beam: prefixes kept per level; more where a request asks for more items.
+        retrieval: the bundle's indexes; None = what is asked of them is refused.
     """
 
-    def __init__(self, bundle: Bundle, decoder: Decoder, *, beam: int) -> None:
+    def __init__(self, bundle: Bundle, decoder: Decoder, *, beam: int, retrieval: Retrieval | None = None) -> None:
         self._bundle = bundle
         self._decoder = decoder
+        self._retrieval = retrieval
         self._beam = beam
         self._check = SlateCheck(bundle.items)
         self._everything = _everything(bundle)
@@ -118,16 +73,16 @@ class BundleRecommender:
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         """See `serving.engine.Recommender`."""
-        plans = [self._plan(request) for request in requests]
+        plans = [self._plan(without_itself(request)) for request in requests]
         groups: dict[tuple[int, int], list[_Plan]] = {}
         for plan in plans:
-            if len(plan.history):
+            if len(plan.history) and plan.request.seek is None:
                 # The decoder takes one bitset per batch; k is shared so that a batch never changes an answer.
                 groups.setdefault((id(plan.slate.shared), plan.request.n), []).append(plan)
         for group in groups.values():
             for plan, ranked in zip(group, self._decode(group), strict=True):
                 plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
-        return [self._finish(plan) for plan in plans]
+        return [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
 
     def _plan(self, request: EngineRequest) -> _Plan:
         catalog = self._bundle.catalog
@@ -181,19 +136,34 @@ class BundleRecommender:
 
     def _finish(self, plan: _Plan) -> EngineAnswer:
         self._fill(plan)
+        return self._answer(plan, self._tier(plan), self._decoder.name if len(plan.history) else None)
+
+    def _sought(self, plan: _Plan) -> EngineAnswer:
+        """The answer to a request that asks the indexes."""
+        seek = plan.request.seek
+        refusal = None
+        if seek is not None:
+            row = -1 if seek.item_id is None else int(self._bundle.catalog.index.lookup([seek.item_id])[0])
+            refusal = fill_from_indexes(plan.slate, seek, row, self._retrieval, items=len(self._bundle.catalog))
+        return self._answer(plan, ServedBy.INDEX, None, refusal)
+
+    def _answer(
+        self, plan: _Plan, served_by: ServedBy, decoder: str | None, refusal: Refusal | None = None
+    ) -> EngineAnswer:
         slate, request = plan.slate, plan.request
         rows = self._check.rows(request, slate.items)
         ranked = zip(rows, slate.scores, slate.sources, strict=True)
         items = [SlateItem(row.item_id, score, source, row.title) for row, score, source in ranked if row.eligible]
         return EngineAnswer(
             items=items,
-            served_by=self._tier(plan),
-            decoder=self._decoder.name if len(plan.history) else None,
+            served_by=served_by,
+            decoder=decoder,
             bundle_version=self._versions.bundle,
             catalog_version=self._versions.catalog,
             truncated=len(items) < request.n,
             counts=plan.counts,
             ineligible=len(rows) - len(items),
+            refusal=refusal,
         )
 
     def _tier(self, plan: _Plan) -> ServedBy:

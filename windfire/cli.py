@@ -18,6 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "offline": ("offline", "Run the Spark jobs: sequences, embeddings, semantic IDs, features."),
     "import-model": ("import_model", "Bring in a generator that was trained elsewhere."),
     "train": ("train", "Fit a model."),
+    "index": ("index", "Build nearest-item indexes of a work directory."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
     "export-vllm": ("export_vllm", "Write a bundle's model as vLLM loads it."),
     "serve": ("serve", "Answer over HTTP."),

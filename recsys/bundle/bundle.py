@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ALL_SCENES: Final = ""
 """The scene under which popularity counts every scene together."""
 
+RETRIEVAL: Final = "retrieval"
+"""Folder of the indexes, in a work directory and in a bundle that has some."""
+
 
 @dataclass(frozen=True, slots=True)
 class ItemToItem:
@@ -148,6 +151,11 @@ class Bundle:
     def weights_path(self) -> Path:
         """The model's weights as safetensors."""
         return self.path / "model" / "weights.safetensors"
+
+    @property
+    def has_indexes(self) -> bool:
+        """Whether `recsys.bundle.loading.load_indexes` finds any."""
+        return f"{RETRIEVAL}/retrieval.json" in self.manifest.files
 
     def popular(self, scene: str | None) -> npt.NDArray[np.int32]:
         """Item indices by falling popularity in a scene; over all scenes where the scene is unknown."""

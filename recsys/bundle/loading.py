@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from recsys.backends import choose_backbone, choose_engine
+from recsys.bundle.bundle import RETRIEVAL
 from recsys.bundle.external import ExternalModel
 from recsys.bundle.manifest import corrupt
 from recsys.catalog.arrays import load_json
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from recsys.bundle.bundle import Bundle
     from recsys.decoding.decoder import Decoder
     from recsys.models import AnyRecommender, PromptedRecommender
+    from recsys.retrieval.folder import Retrieval
 
 
 def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto") -> Decoder:
@@ -46,6 +48,31 @@ def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto
     model = load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)
     model.freeze(choose_engine(engine, model.config))
     return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name)
+
+
+def load_indexes(bundle: Bundle, *, encoder: bool = True) -> Retrieval | None:
+    """Open the indexes of a bundle; None where it has none.
+
+    Args:
+        bundle: opened, and verified unless its reader knows better.
+        encoder: load the text encoder, too, where one belongs to them.
+
+    Raises:
+        ConfigError: faiss cannot be imported, or the encoder's model is not there.
+        CorruptionError, DataError, VersionMismatchError: see `recsys.retrieval.folder.load_retrieval`.
+    """
+    if not bundle.has_indexes:
+        return None
+    try:
+        from recsys.retrieval.folder import load_retrieval
+    except ImportError as error:
+        raise ConfigError(
+            f"faiss cannot be imported: {error}",
+            field="retrieval",
+            value=bundle.manifest.version,
+            remedy="install windfire's extra `cpu` or `gpu`",
+        ) from error
+    return load_retrieval(bundle.path / RETRIEVAL, verify=False, encoder=encoder)
 
 
 def load_model(directory: Path, features: ItemFeatures, codebook_sizes: tuple[int, ...]) -> AnyRecommender:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from recsys.bundle.bundle import ALL_SCENES
+from recsys.bundle.bundle import ALL_SCENES, RETRIEVAL
 from recsys.bundle.external import EXTERNAL
 from recsys.bundle.loading import load_model
 from recsys.bundle.manifest import BundleManifest, TrainingData
@@ -75,6 +75,8 @@ def publish_run(
         (directory / "model").mkdir()
         for name in model_files(run):
             shutil.copyfile(run / "model" / name, directory / "model" / name)
+        if (work / RETRIEVAL).is_dir():
+            _take_indexes(work, directory, data)
         return BundleManifest(
             version="",
             model_version=model_version,
@@ -152,6 +154,17 @@ def write_tables(directory: Path, data: PreparedData, work: Path) -> None:
     for path in sorted((work / "semantic_ids").iterdir()):
         if path.suffix in {".json", ".npy"} and path.name != "manifest.json":
             shutil.copyfile(path, directory / "tokenizer" / path.name)
+
+
+def _take_indexes(work: Path, directory: Path, data: PreparedData) -> None:
+    from recsys.retrieval.folder import copy_retrieval  # with faiss, which a bundle without indexes spares
+
+    copy_retrieval(
+        work,
+        directory / RETRIEVAL,
+        item_ids=data.items["item_id"].to_pylist(),
+        vectors={"text": data.text, "collaborative": data.collaborative},
+    )
 
 
 def training_data(sequences: Sequences, work: Path) -> TrainingData:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from recsys.errors import ConfigError
-from recsys.storage import read_json
+from recsys.storage import read_json, sha256_file, sha256_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,15 +71,17 @@ class SentenceEncoder:
         directory: of the model; nothing is fetched from a hub.
         max_tokens: longer texts are cut.
         bfloat16: run the model in bfloat16.
+        rows: texts that are run together; 1 answers a single text soonest.
     """
 
-    def __init__(self, directory: Path, *, max_tokens: int, bfloat16: bool) -> None:
+    def __init__(self, directory: Path, *, max_tokens: int, bfloat16: bool, rows: int = _ROWS) -> None:
         from sentence_transformers import SentenceTransformer
 
         self._model: Any = SentenceTransformer(str(directory), device="cpu", local_files_only=True).eval()
         self._max_tokens = min(max_tokens, int(self._model.get_max_seq_length() or max_tokens))
         if bfloat16:
             self._model = self._model.bfloat16()
+        self._rows = rows
         self.dimension = int(self._model.get_embedding_dimension())
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -92,8 +94,8 @@ class SentenceEncoder:
         for row, ids in enumerate(tokens):
             by_width[-(-len(ids) // _WIDTH_STEP) * _WIDTH_STEP].append(row)
         for width, rows in sorted(by_width.items()):
-            for start in range(0, len(rows), _ROWS):
-                chosen = rows[start : start + _ROWS]
+            for start in range(0, len(rows), self._rows):
+                chosen = rows[start : start + self._rows]
                 vectors[chosen] = self._run([tokens[row] for row in chosen], width)
         return vectors
 
@@ -101,8 +103,8 @@ class SentenceEncoder:
         import torch
 
         padding = self._model.tokenizer.pad_token_id or 0
-        ids = torch.full((_ROWS, width), padding, dtype=torch.long)  # (B, W)
-        mask = torch.zeros((_ROWS, width), dtype=torch.long)
+        ids = torch.full((self._rows, width), padding, dtype=torch.long)  # (B, W)
+        mask = torch.zeros((self._rows, width), dtype=torch.long)
         mask[:, 0] = 1  # a filler row attends to one padding token: no division by zero
         for row, sequence in enumerate(tokens):
             ids[row, : len(sequence)] = torch.tensor(sequence)
@@ -145,13 +147,14 @@ def processor_has_bfloat16() -> bool:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def load_encoder(model: str, *, max_tokens: int, bfloat16: bool) -> TextEncoder:
+def load_encoder(model: str, *, max_tokens: int, bfloat16: bool, rows: int = _ROWS) -> TextEncoder:
     """Load the encoder that a setting names.
 
     Args:
         model: all-MiniLM-L6-v2 (packaged), `hashing`, or a model's directory.
         max_tokens: longer texts are cut.
         bfloat16: run the model in bfloat16.
+        rows: texts that are run together; the last bits of a vector depend on it.
 
     Raises:
         ConfigError: neither a packaged model nor a directory.
@@ -159,7 +162,13 @@ def load_encoder(model: str, *, max_tokens: int, bfloat16: bool) -> TextEncoder:
     directory = model_directory(model)
     if directory is None:
         return HashingEncoder()
-    return SentenceEncoder(directory, max_tokens=max_tokens, bfloat16=bfloat16)
+    return SentenceEncoder(directory, max_tokens=max_tokens, bfloat16=bfloat16, rows=rows)
+
+
+def model_fingerprint(directory: Path) -> str:
+    """A checksum of every file of a model, and of its name."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    return sha256_parts(part for path in found for part in (str(path.relative_to(directory)), sha256_file(path)))
 
 
 def encoder_dimension(model: str) -> int:

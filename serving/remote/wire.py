@@ -14,12 +14,12 @@ import msgspec
 from recsys import errors
 from recsys.catalog import CatalogFilter
 from recsys.errors import InputError, WindfireError
-from serving.engine import EngineAnswer, EngineRequest, EngineVersions  # msgspec reads the annotations
+from serving.engine import EngineAnswer, EngineRequest, EngineVersions, Seek  # msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_FRAME: Final = 16 << 20  # bytes of a body; a request is bounded by the 1 MiB of HTTP, an answer by 500 titles
 TICK: Final = 1.0  # seconds between two signs of life of the engine
 _LENGTH: Final = 4
@@ -68,6 +68,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     allow: list[str] | None
     deny: list[str]
     exclude_seen: bool
+    seek: Seek | None = None
 
     @classmethod
     def of(cls, number: int, request: EngineRequest, now: float) -> Ask:
@@ -88,6 +89,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             None if request.allow is None else _listed(request.allow),
             _listed(request.deny),
             request.exclude_seen,
+            request.seek,
         )
 
     def request(self, now: float) -> EngineRequest:
@@ -106,6 +108,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             deny=self.deny,
             exclude_seen=self.exclude_seen,
             deadline=None if self.budget is None else min(now, self.sent) + self.budget,
+            seek=self.seek,
         )
 
 

@@ -25,11 +25,13 @@ import structlog
 import structlog.testing
 import uvicorn
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
-from recsys.bundle import Bundle, Registry, load_decoder, publish_run
+from recsys.bundle import Bundle, Registry, load_decoder, load_indexes, publish_run
 from serving.app import create_app
 from serving.settings import Settings
 from serving.stages import BundleRecommender
+from windfire.commands import index
 
 FAR = 4_000_000_000_000_000  # UTC microseconds in the year 2096
 GONE = 1_000
@@ -45,7 +47,9 @@ def _rewrite(work: Path, job: str, **columns: pa.Array) -> None:
 
 @pytest.fixture(scope="session")
 def served_work(tiny_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_work` with items 0-3 gone, 4 still to come, 5 without attributes, 6 and 7 in one bucket.
+    """`tiny_work` with items 0-3 gone, 4 still to come, 5 without attributes and text, 6 and 7 in one bucket.
+
+    It has indexes; the text vectors in them are by hashing, so that texts can be searched for without a model.
 
     Popularity over all scenes knows items 0-29, scene `home` items 0-9.
     """
@@ -64,6 +68,8 @@ def served_work(tiny_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     popularity = pq.read_table(work / "popularity" / "data" / "part-0.parquet")
     rows = np.concatenate([np.arange(30), np.arange(count, count + 10)])
     pq.write_table(popularity.take(pa.array(rows)), work / "popularity" / "data" / "part-0.parquet")
+    options = ["build", "--data", str(work), "--encoder", "hashing", "--encode"]
+    assert CliRunner().invoke(index.app, options, catch_exceptions=False).exit_code == 0
     return work
 
 
@@ -87,7 +93,7 @@ def served_bundle(served_registry: Registry) -> Bundle:
 
 @pytest.fixture(scope="session")
 def recommender(served_bundle: Bundle) -> BundleRecommender:
-    return BundleRecommender(served_bundle, load_decoder(served_bundle), beam=10)
+    return BundleRecommender(served_bundle, load_decoder(served_bundle), beam=10, retrieval=load_indexes(served_bundle))
 
 
 @pytest.fixture(autouse=True)

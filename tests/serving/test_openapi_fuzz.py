@@ -115,7 +115,7 @@ def test_random_bodies_have_a_documented_answer(fuzzed: TestClient, body: Any) -
 @settings(max_examples=EXAMPLES // 3)
 @given(content=st.binary(max_size=200))
 def test_random_bytes_have_a_documented_answer(fuzzed: TestClient, content: bytes) -> None:
-    for path in ("/v1/recommend", "/v1/events"):
+    for path in ("/v1/recommend", "/v1/events", "/v1/similar", "/v1/search"):
         response = fuzzed.post(path, content=content, headers={"Content-Type": "application/json"})
         assert response.status_code in {200, 422}, response.text
 

@@ -239,3 +239,28 @@ def vllm(
     if json is not None:
         report.save(json)
     console.print(vllm_table({figure.name: figure for figure in report.figures}).rich())
+
+
+@app.command("retrieval")
+def retrieval(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/retrieval.yaml.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Work directory whose text vectors are taken instead of the public data sets'.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Keeps prepared data and built indexes.")] = Path("build/retrieval"),
+) -> None:
+    """Build indexes over many vectors and measure bytes, recall and times, with and without hidden items."""
+    from benchmarks.retrieval import bench, load, retrieval_table
+    from recsys.datasets.prepared import PreparedData
+
+    console = _console()
+    real = None if data is None else PreparedData.load(data).text
+    folder = work / "quick" if quick else work
+    report = bench(
+        load(config, quick=quick), _command_line(), folder, say=partial(console.print, markup=False), real=real
+    )
+    if json is not None:
+        report.save(json)
+    console.print(retrieval_table({figure.name: figure for figure in report.figures}).rich())

@@ -28,7 +28,7 @@ def command(
     to: Annotated[str | None, typer.Option(help="With --rollback: serve this version.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the versions; * is the one served.")] = False,
 ) -> None:
-    """Make a bundle of a trained model and its work directory, and put it into the registry."""
+    """Make a bundle of a trained model, its work directory and that one's indexes; put it into the registry."""
     if not (show or rollback or to) and (run is None or data is None):
         raise ConfigError(
             "nothing to publish", field="run", value=run, remedy="give --run and --data, or --list, or --rollback"

@@ -19,7 +19,7 @@ from recsys.errors import (
     VersionMismatchError,
     WindfireError,
 )
-from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
+from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, Seek, SlateItem
 from serving.remote.wire import (
     MAX_FRAME,
     VERSION,
@@ -53,6 +53,7 @@ filters = st.builds(
     micros,
     micros,
 )
+seeks = st.builds(Seek, st.none() | text, st.none() | text, st.none() | st.sampled_from(["text", "given"]))
 requests = st.builds(
     EngineRequest,
     history=st.lists(text, max_size=8),
@@ -64,6 +65,7 @@ requests = st.builds(
     deny=st.lists(text, max_size=4),
     exclude_seen=st.booleans(),
     deadline=st.none(),
+    seek=st.none() | seeks,
 )
 versions = st.builds(EngineVersions, text, text, text)
 items = st.builds(SlateItem, text, st.floats(allow_nan=False), text, st.none() | text)
@@ -78,6 +80,7 @@ answers = st.builds(
     st.booleans(),
     counts,
     numbers,
+    st.none() | st.sampled_from(["unknown_item", "no_index", "no_encoder"]),
 )
 values = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | text
 from_engine = (

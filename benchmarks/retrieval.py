@@ -1,0 +1,284 @@
+"""`windfire bench retrieval`: build time, bytes, recall and times of the indexes over many vectors.
+
+The vectors are drawn from a mixture that is fitted to real ones: k-means clusters, each with its mean and its whole
+covariance (a draw is the mean plus a normal combination of the cluster's centred members, which has exactly their
+covariance and needs no matrix of it). Real vectors have near neighbours that are more alike than this; what the indexes
+have to find apart is real in its clusters and directions, and of any number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import faiss
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from threadpoolctl import threadpool_limits
+
+from benchmarks.decoding_parts.timing import middle, take_turns
+from benchmarks.figures import ROOT, Figure, Report, environment, now
+from benchmarks.quality import Quality
+from benchmarks.quality_settings import QualitySettings
+from benchmarks.settings_file import load_settings
+from benchmarks.table import Table
+from recsys.datasets.prepared import PreparedData
+from recsys.errors import DataError
+from recsys.retrieval.checks import unit_length
+from recsys.retrieval.files import load_index, read_origin, save_index
+from recsys.retrieval.folder import vectors_checksum
+from recsys.retrieval.settings import IndexSettings
+from recsys.retrieval.vector_index import build_index
+from recsys.storage import sha256_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from recsys.retrieval.vector_index import VectorIndex
+
+    Vectors = npt.NDArray[np.float32]
+    Mask = npt.NDArray[np.bool_] | None
+
+CONFIG: Final = Path(__file__).with_name("retrieval.yaml")
+_AT_ONCE: Final = 2**14  # vectors drawn, or compared with the queries, together
+_PERCENT: Final = 100
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class RetrievalSettings(BaseModel):
+    """The whole benchmark; retrieval.yaml says what each field is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int
+    datasets: Annotated[list[str], Field(min_length=1)]
+    components: Positive
+    items: Positive
+    queries: Positive
+    rounds: Positive
+    answer: Positive
+    shares: list[Share]
+    indexes: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+
+def bench(
+    settings: RetrievalSettings, command: str, work: Path, *, say: Callable[[str], None], real: Vectors | None = None
+) -> Report:
+    """Measure every index; one that was built with the same settings is taken from the work folder.
+
+    Args:
+        settings: of retrieval.yaml.
+        command: the command line that repeats this, for the report.
+        work: keeps the prepared data sets and the built indexes.
+        say: told in one line what was done.
+        real: (N, D) instead of the data sets' text vectors.
+
+    Raises:
+        DataError: a data set is not there.
+    """
+    started = now()
+    rng = np.random.default_rng(settings.seed)
+    with threadpool_limits(1):
+        found = real_vectors(settings, work, say) if real is None else real
+        mixture = Mixture(found, settings.components, settings.seed)
+        vectors = mixture.draw(settings.items, rng)
+        queries = mixture.draw(settings.queries, rng)
+        say(f"{settings.items:,} vectors of dimension {vectors.shape[1]} from {len(found):,} real ones")
+        masks: dict[str, Mask] = {"": None}
+        masks |= {f"share{_PERCENT * share:g}.": rng.random(settings.items) < share for share in settings.shares}
+        exact = {name: nearest(vectors, queries, mask, settings.answer) for name, mask in masks.items()}
+        figures: list[Figure] = []
+        indexes: dict[str, VectorIndex] = {}
+        for name, chosen in settings.indexes.items():
+            folder = work / "indexes" / name
+            seconds = _built(vectors, IndexSettings.parse(chosen), folder, say)
+            indexes[name] = load_index(folder, verify=False)
+            figures += _sizes(_stem(settings, vectors, name), folder, seconds, settings.items)
+        for prefix, mask in masks.items():
+            for name, index in indexes.items():
+                stem = f"{_stem(settings, vectors, name)}.{prefix}"
+                figures.append(_recall(stem, index, queries, mask, exact[prefix], settings.answer))
+            figures += _times(settings, vectors, indexes, queries, prefix, mask, rng)
+    machine = environment() | {"threads": 1}
+    return Report(command, settings.model_dump(), [settings.seed], figures, started, machine)
+
+
+class Mixture:
+    """A mixture of normal distributions on the unit sphere, fitted by k-means.
+
+    Args:
+        vectors: (N, D); zero rows are left out.
+        components: clusters; fewer where there are few vectors.
+        seed: of the clustering.
+
+    Raises:
+        DataError: fewer than two vectors.
+    """
+
+    def __init__(self, vectors: Vectors, components: int, seed: int) -> None:
+        unit = unit_length(np.ascontiguousarray(vectors, dtype=np.float32))
+        unit = unit[unit.any(axis=1)]
+        if len(unit) < 2:
+            raise DataError("a mixture wants at least two vectors", field="vectors", value=len(unit))
+        count = min(components, len(unit) // 2)
+        clusters = faiss.Kmeans(unit.shape[1], count, seed=seed, niter=20, min_points_per_centroid=1)
+        clusters.train(unit)
+        nearest_one = clusters.index.search(unit, 1)[1][:, 0]  # (N,)
+        self._members = [unit[nearest_one == number] for number in range(count)]
+        sizes = np.array([len(members) for members in self._members])
+        self._weights = sizes / sizes.sum()
+
+    def draw(self, count: int, rng: np.random.Generator) -> Vectors:
+        """(count, D) unit vectors, in a drawn order of the clusters."""
+        which = rng.choice(len(self._members), size=count, p=self._weights)
+        drawn = np.empty((count, self._members[0].shape[1]), dtype=np.float32)
+        for number, members in enumerate(self._members):
+            mean = members.mean(axis=0) if len(members) else 0.0
+            centred = (members - mean) / np.sqrt(max(1, len(members)))
+            rows = np.flatnonzero(which == number)
+            for begin in range(0, len(rows), _AT_ONCE):
+                part = rows[begin : begin + _AT_ONCE]
+                noise = rng.standard_normal((len(part), len(members)), dtype=np.float32)
+                drawn[part] = mean + noise @ centred
+        return unit_length(drawn)
+
+
+def real_vectors(settings: RetrievalSettings, work: Path, say: Callable[[str], None]) -> Vectors:
+    """(N, D) text vectors of the data sets, prepared unless they are."""
+    sources = Path(os.environ.get("WINDFIRE_DATA", ROOT.parent / "shared" / "data"))
+    quality = Quality(QualitySettings.load(), work, sources, say)
+    parts = []
+    for dataset in settings.datasets:
+        quality.prepare(dataset)
+        parts.append(PreparedData.load(work / "data" / dataset / "prepared").text)
+    return np.concatenate(parts)
+
+
+def nearest(vectors: Vectors, queries: Vectors, mask: Mask, k: int) -> npt.NDArray[np.int64]:
+    """(Q, k) rows of the k largest inner products, in any order, by comparing everything."""
+    rows = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
+    k = min(k, len(rows))
+    best = np.empty((len(queries), 0), dtype=np.int64)
+    scores = np.empty((len(queries), 0), dtype=np.float32)
+    for begin in range(0, len(rows), _AT_ONCE):
+        part = rows[begin : begin + _AT_ONCE]
+        scores = np.concatenate([scores, queries @ vectors[part].T], axis=1)
+        best = np.concatenate([best, np.broadcast_to(part, (len(queries), len(part)))], axis=1)
+        if scores.shape[1] > k:
+            kept = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
+    return best
+
+
+def _built(vectors: Vectors, settings: IndexSettings, folder: Path, say: Callable[[str], None]) -> float:
+    """Seconds of the build, now or when it was made."""
+    key = sha256_parts([vectors_checksum(vectors), json.dumps(settings.model_dump(), sort_keys=True)])
+    try:
+        origin = read_origin(folder)
+    except DataError:
+        origin = {}
+    if origin.get("key") != key:
+        began = time.perf_counter()
+        index = build_index(vectors, settings)
+        origin = {"key": key, "seconds": time.perf_counter() - began}
+        save_index(index, folder, origin=origin)
+    seconds = float(origin["seconds"])
+    say(f"{folder.name}: built in {seconds:.1f} s")
+    return seconds
+
+
+def _stem(settings: RetrievalSettings, vectors: Vectors, name: str) -> str:
+    return f"retrieval.items{settings.items}.d{vectors.shape[1]}.{name}"
+
+
+def _sizes(stem: str, folder: Path, seconds: float, items: int) -> list[Figure]:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    searched = sum(size for name, size in sizes.items() if name != "vectors.npy")
+    return [
+        Figure(f"{stem}.build_s", seconds, "s", n=items, note="one thread"),
+        Figure(f"{stem}.bytes_per_item", searched / items, "bytes", n=items, note="what a search walks through"),
+        Figure(
+            f"{stem}.disk_bytes_per_item",
+            sum(sizes.values()) / items,
+            "bytes",
+            n=items,
+            note="with the vectors that candidates are scored by, mapped from the disk",
+        ),
+    ]
+
+
+def _recall(
+    stem: str, index: VectorIndex, queries: Vectors, mask: Mask, exact: npt.NDArray[np.int64], k: int
+) -> Figure:
+    shares = [
+        np.isin(true, index.search(query, k, mask).rows).mean() for query, true in zip(queries, exact, strict=True)
+    ]
+    return Figure(f"{stem}recall@{k}", float(np.mean(shares)), "share", n=len(queries), note="of the exact answer")
+
+
+def _times(
+    settings: RetrievalSettings,
+    vectors: Vectors,
+    indexes: dict[str, VectorIndex],
+    queries: Vectors,
+    prefix: str,
+    mask: Mask,
+    rng: np.random.Generator,
+) -> list[Figure]:
+    calls: dict[str, Callable[[int], object]] = {
+        name: lambda number, index=index: index.search(queries[number % len(queries)], settings.answer, mask)  # type: ignore[misc]
+        for name, index in indexes.items()
+    }
+    figures = []
+    for name, values in take_turns(calls, dict.fromkeys(calls, settings.rounds), rng).items():
+        stem = f"{_stem(settings, vectors, name)}.{prefix}"
+        high = float(np.percentile(values, 99))
+        figures += [
+            middle(f"{stem}p50_ms", values, "ms", rng),
+            Figure(f"{stem}p99_ms", high, "ms", n=len(values), note="over rounds"),
+        ]
+    return figures
+
+
+def marked_table(rest: str, report: Report) -> Table | None:
+    """Of the mark `retrieval`; None for a longer one."""
+    return None if rest else retrieval_table({figure.name: figure for figure in report.figures})
+
+
+def retrieval_table(figures: dict[str, Figure]) -> Table:
+    """One row per index."""
+    stems = [name.removesuffix(".build_s") for name in figures if name.endswith(".build_s")]
+    shares = sorted(
+        {part for name in figures for part in name.split(".") if part.startswith("share")},
+        key=lambda part: -float(part.removeprefix("share")),
+    )
+    header = ["index", "build, s", "bytes per item", "with vectors"]
+    for share in ("", *shares):
+        where = f", {share.removeprefix('share')} % eligible" if share else ""
+        header += [f"recall@100{where}", "p50, ms", "p99, ms"]
+    rows = []
+    for stem in stems:
+        _, items, width, name = stem.split(".")
+        cells = [f"{figures[f'{stem}.{part}'].value:.0f}" for part in ("bytes_per_item", "disk_bytes_per_item")]
+        for share in ("", *(f"{share}." for share in shares)):
+            recall = next(f.value for n, f in figures.items() if n.startswith(f"{stem}.{share}recall@"))
+            times = [f"{figures[f'{stem}.{share}{part}_ms'].value:.3g}" for part in ("p50", "p99")]
+            cells += [f"{recall:.3f}", *times]
+        shown = f"{name}, {int(items.removeprefix('items')):,} x {width.removeprefix('d')}"
+        rows.append([shown, f"{figures[f'{stem}.build_s'].value:.3g}", *cells])
+    return Table("indexes over drawn vectors, one thread, medians over rounds", header, rows)
+
+
+def load(path: Path | None, *, quick: bool) -> RetrievalSettings:
+    """Read retrieval.yaml, or another file of its form.
+
+    Raises:
+        ConfigError: not YAML, or a field that is unknown or out of range.
+    """
+    return load_settings(RetrievalSettings, path or CONFIG, quick=quick)
