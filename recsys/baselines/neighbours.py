@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from scipy import sparse
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from recsys.datasets.prepared import PreparedData
 
-_BLOCK = 4096  # items whose pairs are counted at once
+BLOCK: Final = 4096
+"""Items whose pairs are counted at once."""
 
 
 def fit_neighbours(
@@ -25,7 +26,7 @@ def fit_neighbours(
     *,
     shrink: float,
     neighbours: int,
-    block: int = _BLOCK,
+    block: int = BLOCK,
     tick: Callable[[int], None] | None = None,
 ) -> Neighbours:
     """The rows of `ItemCF.similarity`, each cut to its largest entries, ties to the smaller item.
