@@ -23,7 +23,7 @@ ROW = "{kind: popularity, title: p}"
 def test_the_committed_settings_fit_every_reader(quick: bool) -> None:
     settings = QualitySettings.load(quick=quick)
     methods = settings.methods.values()
-    assert {method.kind for method in methods} == set(ARMS)
+    assert {method.kind for method in methods} == set(ARMS) - {"continued", "rere"}  # those are in rere.yaml
     trained = [TrainSettings.parse(m.settings["train"]) for m in methods if m.kind == "recommender"]
     assert {one.model.shape for one in trained} == {"compact", "flat", "token"}
     assert all(SasRecSettings(**method.settings) for method in methods if method.kind == "sasrec")

@@ -58,9 +58,7 @@ def built(seed: int, shape: str = "compact") -> tuple[Any, SidTrie, np.ndarray]:
 
 def s_of(dense: np.ndarray, history: np.ndarray) -> np.ndarray:
     rows = [DECAY**age * dense[item].astype(float) for age, item in enumerate(history[::-1][:LIMIT])]
-    return np.sum(
-        [np.zeros(ITEMS), *(DECAY**age * dense[item].astype(float) for age, item in enumerate(newest))], axis=0
-    )
+    return np.sum([np.zeros(ITEMS), *rows], axis=0)
 
 
 def expected(found: Ranked, values: np.ndarray, trie: SidTrie, prior: np.ndarray, k: int) -> list[int]:
