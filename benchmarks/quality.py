@@ -27,6 +27,7 @@ from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.evaluation.answers import VIEWS, Answered
 from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
+from training.fusion.settings import FusionSettings
 from training.recommender.settings import TrainSettings
 from training.rere.settings import RereSettings
 
@@ -276,6 +277,8 @@ def _resolved(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
     train = dict(settings.get("train", {}))
     resolved = {**settings, "train": TrainSettings.parse(train).model_dump(mode="json")}
+    if "fusion" in settings:
+        resolved["fusion"] = FusionSettings.parse(dict(settings["fusion"])).model_dump(mode="json")
     if kind == "continued":
         further = merged(train, settings.get("further", {}))
         resolved["further"] = TrainSettings.parse(further).model_dump(mode="json")

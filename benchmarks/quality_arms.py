@@ -135,16 +135,25 @@ def sasrec(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, see
 
 
 def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
-    """Settings: `train` (of `training.recommender.TrainSettings`), `decoder` and `beam`."""
+    """Settings: `train` (of `training.recommender.TrainSettings`), `decoder`, `beam`, and for `fused` `fusion`.
+
+    `fusion` holds settings of `training.fusion.FusionSettings`; its weight is chosen on validation.
+    """
+    from training.fusion.fitting import fit_fusion
+    from training.fusion.settings import FusionSettings
     from training.recommender.settings import TrainSettings
     from training.recommender.trainer import train
 
-    _only(settings, "train", "decoder", "beam")
+    _only(settings, "train", "decoder", "beam", "fusion")
     train_settings = TrainSettings.parse(dict(settings.get("train", {})))
     before = time.process_time()
     manifest = train(data, train_settings, runs.own, seed=seed)
-    carried = max(manifest["cpu_seconds"] - (time.process_time() - before), 0.0)
-    return _answered(data, cases, settings, train_settings, runs.own, manifest, carried)
+    seconds, fitted = manifest["cpu_seconds"], None
+    if "fusion" in settings:
+        fitted = fit_fusion(runs.own, data, FusionSettings.parse(dict(settings["fusion"])))
+        seconds += fitted["cpu_seconds"]
+    carried = max(seconds - (time.process_time() - before), 0.0)
+    return _answered(data, cases, settings, train_settings, runs.own, manifest, carried, fitted)
 
 
 def continued(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
@@ -212,9 +221,10 @@ def _answered(
     run: Path,
     manifest: Mapping[str, Any],
     carried: float,
+    fitted: Mapping[str, Any] | None = None,
 ) -> Answers:
-    """The cases answered with the weights of a finished run."""
-    decoder = _decoder(data, train_settings, run, settings.get("decoder"))
+    """The cases answered with the weights of a finished run, and the fusion fitted to it where there is one."""
+    decoder = _decoder(data, train_settings, run, settings.get("decoder"), fused=fitted is not None)
     before = time.process_time()
     beam = settings.get("beam", TOP)
     views = {view: answer_by_decoder(decoder, cases.histories, cases.targets, beam=beam, view=view) for view in VIEWS}
@@ -226,6 +236,8 @@ def _answered(
         "train_cpu_seconds": manifest["cpu_seconds"],
         "decode_cpu_seconds": round(time.process_time() - before, 3),
     }
+    if fitted is not None:
+        details["fusion"] = {name: fitted[name] for name in ("weight", "validation", "entries", "cpu_seconds")}
     return Answers(views, details, carried)
 
 
@@ -237,7 +249,8 @@ def _learning(log: Path) -> dict[str, float]:
     return {"start.ndcg@10": first["valid.ndcg@10"], "last.kl": rows[-1]["kl"], **means}
 
 
-def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None) -> Decoder:
+def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None, *, fused: bool = False) -> Decoder:
+    from recsys.bundle.fusion import FUSION, load_fusion
     from recsys.bundle.loading import load_model
     from recsys.decoding.building import build_decoder
     from recsys.decoding.trie import SidTrie
@@ -245,4 +258,5 @@ def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None) -> 
 
     model = load_model(run / "model", item_features(data, settings), data.codebook_sizes)
     trie = SidTrie.build(data.codes, data.codebook_sizes)
-    return build_decoder(model, trie, name=name, prior=data.train_counts)
+    fusion = load_fusion(run / FUSION) if fused else None
+    return build_decoder(model, trie, name=name, prior=data.train_counts, fusion=fusion)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from recsys.baselines.interactions import recency_matrix, training_matrix
 from recsys.errors import ConfigError
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
-    from scipy import sparse
 
     from recsys.datasets.prepared import PreparedData
 
@@ -72,12 +72,7 @@ class ItemCF:
         settings = settings or ItemCFSettings()
         matrix = training_matrix(data.sequences, len(data.train_counts), users)
         counts = np.asarray(matrix.sum(axis=0)).ravel()  # (I,)
-        common = (matrix.T @ matrix).tocsr()
-        common.setdiag(0)
-        common.eliminate_zeros()
-        rows = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
-        common.data /= np.sqrt(counts[rows] * counts[common.indices]) + np.float32(settings.shrink)
-        return cls(common, settings)
+        return cls(shrunk_cosine((matrix.T @ matrix).tocsr(), counts, 0, settings.shrink), settings)
 
     def score(self, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
         """Histories -> (B, I); see `recsys.baselines.scorer.Scorer`."""
@@ -86,3 +81,30 @@ class ItemCF:
         )
         scores: npt.NDArray[np.float32] = (weights @ self.similarity).toarray()
         return scores
+
+
+def shrunk_cosine(
+    common: sparse.csr_array, counts: npt.NDArray[np.float32], first: int, shrink: float
+) -> sparse.csr_array:
+    """From common users to similarities, without those of an item with itself.
+
+    Args:
+        common: (b, I) float32, the users that hold both items, for items first..first + b - 1; changed in place.
+        counts: (I,) float32, the users that hold an item.
+        first: the item of row 0.
+        shrink: added to the cosine's denominator.
+    """
+    rows = np.repeat(np.arange(first, first + common.shape[0]), np.diff(common.indptr))
+    common.data[rows == common.indices] = 0
+    common.data /= np.sqrt(counts[rows] * counts[common.indices]) + np.float32(shrink)
+    common.eliminate_zeros()
+    return common
+
+
+def truncated(similarity: sparse.csr_array, neighbours: int) -> sparse.csr_array:
+    """Keep the largest `neighbours` entries of every row, ties to the smaller column."""
+    rows = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
+    order = np.lexsort((similarity.indices, -similarity.data, rows))
+    rank = np.arange(len(order)) - similarity.indptr[rows]
+    kept = order[rank < neighbours]
+    return sparse.csr_array((similarity.data[kept], (rows[kept], similarity.indices[kept])), shape=similarity.shape)

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from recsys.backends import choose_backbone, choose_engine
 from recsys.bundle.bundle import RETRIEVAL
 from recsys.bundle.external import ExternalModel
+from recsys.bundle.fusion import FUSION, FUSION_MANIFEST, load_fusion
 from recsys.bundle.manifest import corrupt
 from recsys.catalog.arrays import load_json
 from recsys.decoding.building import build_decoder
+from recsys.decoding.fused import FusedDecoder
 from recsys.errors import ConfigError, DataError, VersionMismatchError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 
@@ -35,11 +37,12 @@ def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto
 
     Args:
         bundle: opened.
-        name: a decoder of the model's shape; None takes the shape's own (`nezha`, or `flat`).
+        name: a decoder of the model's shape, or `fused`; None takes the shape's own (`nezha`, or `flat`).
         engine: see `recsys.backends.choose_engine`.
 
     Raises:
-        ConfigError: the shape has no decoder of this name, or the backbone or the engine cannot be built here.
+        ConfigError: the shape has no decoder of this name, the bundle nothing to fuse, or the backbone or the engine
+            cannot be built here.
         CorruptionError: the weights cannot be read; names the file.
         DataError: the weights do not fit the configuration or are not finite.
         VersionMismatchError: the model was made for another catalog or other codebooks.
@@ -47,7 +50,9 @@ def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto
     features = ItemFeatures(bundle.codes, bundle.text, bundle.collaborative, bundle.train_counts)
     model = load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)
     model.freeze(choose_engine(engine, model.config))
-    return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name)
+    held = f"{FUSION}/{FUSION_MANIFEST}" in bundle.manifest.files
+    fusion = load_fusion(bundle.path / FUSION) if held and name == FusedDecoder.name else None
+    return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name, fusion=fusion)
 
 
 def load_indexes(bundle: Bundle, *, encoder: bool = True) -> Retrieval | None:

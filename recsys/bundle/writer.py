@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from recsys.bundle.bundle import ALL_SCENES, RETRIEVAL
 from recsys.bundle.external import EXTERNAL
+from recsys.bundle.fusion import FUSION, copy_fusion
 from recsys.bundle.loading import load_model
 from recsys.bundle.manifest import BundleManifest, TrainingData
 from recsys.bundle.provenance import code_version
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from recsys.bundle.registry import Registry
     from recsys.datasets.prepared import Sequences
+    from recsys.models import AnyRecommender
 
 RUN_FORMAT: Final = "windfire.run/1"
 _MODEL_FILES: Final = ("config.json", "weights.safetensors")
@@ -48,7 +50,7 @@ def publish_run(
     catalog_sequence: int = 0,
     make_current: bool = True,
 ) -> BundleManifest:
-    """Publish a trained recommender with the catalog it was trained on.
+    """Publish a trained recommender with the catalog it was trained on, and what `windfire train fusion` fitted to it.
 
     Args:
         registry: where to.
@@ -63,7 +65,8 @@ def publish_run(
 
     Raises:
         DataError: the run or the work directory is incomplete, or weights are not finite.
-        VersionMismatchError: the run was trained with another tokenizer or on another catalog.
+        VersionMismatchError: the run was trained with another tokenizer or on another catalog, or its fusion was fitted
+            to other weights.
     """
     run_manifest = load_run_manifest(run)
     model_version = model_version_of(run)
@@ -77,6 +80,7 @@ def publish_run(
             shutil.copyfile(run / "model" / name, directory / "model" / name)
         if (work / RETRIEVAL).is_dir():
             _take_indexes(work, directory, data)
+        copy_fusion(run / FUSION, directory / FUSION, model_version=model_version)
         return BundleManifest(
             version="",
             model_version=model_version,
@@ -123,8 +127,11 @@ def load_run_manifest(run: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_run(run: Path, manifest: dict[str, Any], data: PreparedData) -> None:
+def check_run(run: Path, manifest: dict[str, Any], data: PreparedData) -> AnyRecommender:
     """Refuse a model that does not belong to the work directory, or that could not be loaded again.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
         VersionMismatchError: another tokenizer, catalog or codebooks.
@@ -138,7 +145,7 @@ def check_run(run: Path, manifest: dict[str, Any], data: PreparedData) -> None:
             remedy="publish with the work directory it was trained on, or train again",
         )
     features = ItemFeatures(data.codes, data.text, data.collaborative, data.train_counts)
-    load_model(run / "model", features, data.codebook_sizes)
+    return load_model(run / "model", features, data.codebook_sizes)
 
 
 def write_tables(directory: Path, data: PreparedData, work: Path) -> None:

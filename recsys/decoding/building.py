@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from recsys.decoding.beam import BeamDecoder
 from recsys.decoding.flat import FlatDecoder
+from recsys.decoding.fused import FusedDecoder
 from recsys.decoding.nezha import NezhaDecoder
 from recsys.decoding.speculative import SpeculativeDecoder
 from recsys.errors import ConfigError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.decoder import Decoder
+    from recsys.decoding.fused import Fusion
     from recsys.decoding.trie import SidTrie
     from recsys.models import AnyRecommender
 
@@ -39,20 +41,31 @@ def build_decoder(
     *,
     name: str | None = None,
     prior: npt.NDArray[np.number] | None = None,
+    fusion: Fusion | None = None,
 ) -> Decoder:
     """A decoder over a model in evaluation mode.
 
     Args:
         model: trained with this trie.
         trie: of the tokenizer's assignment.
-        name: one of `decoder_names(model)`; None = the first.
+        name: one of `decoder_names(model)`, or `fused` over the `nezha` of a model that has it; None = the first.
         prior: (I,) order of preference among items that share a semantic ID.
+        fusion: what `fused` ranks by; the other decoders leave it alone.
 
     Raises:
-        ConfigError: the model's shape has no such decoder.
+        ConfigError: the model's shape has no such decoder, or `fused` without a fusion that fits.
     """
     offered = decoder_names(model)
     chosen = name or offered[0]
+    if chosen == FusedDecoder.name and NezhaDecoder.name in offered:
+        if fusion is None:
+            raise ConfigError(
+                "no item-to-item table was fitted to this model",
+                field="decoder",
+                value=chosen,
+                remedy=f"run `windfire train fusion` on its run and publish it again, or one of {', '.join(offered)}",
+            )
+        return FusedDecoder(build_decoder(model, trie, name=NezhaDecoder.name, prior=prior), fusion, trie, prior=prior)
     if chosen not in offered:
         raise ConfigError(
             f"{_described(model)} has no such decoder",

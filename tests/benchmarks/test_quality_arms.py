@@ -23,6 +23,7 @@ TRAIN: dict[str, Any] = {
     "evaluate_every": 2,
 }
 RERE = {"steps": 2, "batch": 8, "group": 4, "evaluate_every": 1}
+FUSION = {"weights": [0.5, 2.0], "neighbours": 5, "shrink": 1.0, "floor": 0.01}
 SASREC = {"d_model": 8, "layers": 1, "heads": 1, "steps": 4, "evaluate_every": 2}
 SETTINGS: list[tuple[Kind, dict[str, Any]]] = [
     ("popularity", {}),
@@ -31,6 +32,7 @@ SETTINGS: list[tuple[Kind, dict[str, Any]]] = [
     ("sasrec", SASREC),
     ("recommender", {"train": TRAIN, "beam": 10}),
     ("recommender", {"train": {**TRAIN, "model": {**TRAIN["model"], "shape": "flat"}}, "decoder": "flat"}),
+    ("recommender", {"train": TRAIN, "beam": 10, "decoder": "fused", "fusion": FUSION}),
     ("continued", {"train": TRAIN, "further": {**TRAIN, "steps": 2}, "beam": 24}),
     ("rere", {"train": TRAIN, "rere": RERE, "beam": 24}),
 ]
@@ -70,6 +72,26 @@ def test_a_finished_training_run_is_used_again_and_its_time_carried(prepared: Pa
     assert (runs.own / "model" / "weights.safetensors").stat().st_mtime_ns == weights
     assert np.array_equal(first.views["masked"].ranks, second.views["masked"].ranks)
     assert second.carried_cpu_seconds > first.carried_cpu_seconds
+
+
+def test_a_fusion_is_chosen_on_validation_and_counted(prepared: Path) -> None:
+    data, runs = PreparedData.load(prepared), _runs(prepared)
+    cases = Cases.of(data, None)
+    plain = recommender(data, cases, {"train": TRAIN, "beam": 24}, seed=1, runs=runs)
+    wanted = {"train": TRAIN, "beam": 24, "decoder": "fused", "fusion": FUSION}
+    first = recommender(data, cases, wanted, seed=1, runs=runs)
+    chosen = first.details["fusion"]
+    values = chosen["validation"]["ndcg@10"]
+    assert list(values) == ["0", "0.5", "2"]
+    assert values[f"{chosen['weight']:g}"] == max(values.values()) > values["0"]
+    # the next item on the ring is a neighbour of the last one
+    assert first.views["masked"].ranks.mean() < plain.views["masked"].ranks.mean()
+    weights = (runs.own / "fusion" / "items.npy").stat().st_mtime_ns
+    again = recommender(data, cases, wanted, seed=1, runs=runs)
+    assert (runs.own / "fusion" / "items.npy").stat().st_mtime_ns == weights
+    assert again.details["fusion"] == chosen
+    assert again.carried_cpu_seconds > first.carried_cpu_seconds
+    assert again.carried_cpu_seconds <= again.details["train_cpu_seconds"] + chosen["cpu_seconds"]
 
 
 @pytest.mark.parametrize("position", [-2, -1])

@@ -10,6 +10,7 @@ from benchmarks.settings_file import merged
 from offline.settings import OfflineSettings
 from recsys.baselines.sasrec import SasRecSettings
 from recsys.errors import ConfigError
+from training.fusion.settings import FusionSettings
 from training.recommender.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ ROW = "{kind: popularity, title: p}"
 def test_the_committed_settings_fit_every_reader(quick: bool) -> None:
     settings = QualitySettings.load(quick=quick)
     methods = settings.methods.values()
-    assert {method.kind for method in methods} == set(ARMS)
+    assert {method.kind for method in methods} == set(ARMS) - {"continued", "rere"}  # those are in rere.yaml
     trained = [TrainSettings.parse(m.settings["train"]) for m in methods if m.kind == "recommender"]
     assert {one.model.shape for one in trained} == {"compact", "flat", "token"}
     assert all(SasRecSettings(**method.settings) for method in methods if method.kind == "sasrec")
@@ -34,7 +35,7 @@ def test_the_issue_s_methods_and_data_sets_are_there() -> None:
     settings = QualitySettings.load()
     assert set(settings.datasets) == {"beauty", "beauty_time", "scientific", "movielens"}
     assert settings.default_methods == [
-        "popularity", "itemcf", "ease", "sasrec", "flat", "nezha", "token_nezha", "token_beam",
+        "popularity", "itemcf", "ease", "sasrec", "flat", "nezha", "nezha_fused", "token_nezha", "token_beam",
     ]  # fmt: skip
     assert settings.seeds == [1, 2, 3]
 
@@ -43,6 +44,12 @@ def test_beam_reads_the_weights_of_nezha() -> None:
     methods = QualitySettings.load().methods
     assert methods["token_beam"].settings["train"] == methods["token_nezha"].settings["train"]
     assert methods["token_beam"].settings["decoder"] == "beam"
+
+
+def test_fusion_reads_the_weights_of_nezha() -> None:
+    methods = QualitySettings.load().methods
+    assert methods["nezha_fused"].settings["train"] == methods["nezha"].settings["train"]
+    assert FusionSettings.parse(methods["nezha_fused"].settings["fusion"]) == FusionSettings()
 
 
 def test_mappings_are_merged_and_all_else_replaced() -> None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from recsys.baselines.ease import Ease, EaseSettings
-from recsys.baselines.item_cf import ItemCF, ItemCFSettings
+from recsys.baselines.item_cf import ItemCF, ItemCFSettings, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,15 +167,6 @@ def merge(parts: list[TeacherTargets]) -> TeacherTargets:
         np.concatenate([part.items for part in parts]),
         np.concatenate([part.cumulative for part in parts]),
     )
-
-
-def truncated(similarity: sparse.csr_array, neighbours: int) -> sparse.csr_array:
-    """Keep the largest `neighbours` entries of every row, ties to the smaller column."""
-    rows = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
-    order = np.lexsort((similarity.indices, -similarity.data, rows))
-    rank = np.arange(len(order)) - similarity.indptr[rows]
-    kept = order[rank < neighbours]
-    return sparse.csr_array((similarity.data[kept], (rows[kept], similarity.indices[kept])), shape=similarity.shape)
 
 
 def _fit_teacher(

@@ -139,3 +139,26 @@ def draft_head(
     if "valid.ndcg@10" in metrics:
         console.print(f"valid NDCG@10: head {metrics['valid.ndcg@10']:.4f}, beam {metrics['valid.ndcg@10.beam']:.4f}")
     console.print(f"licence of the weights: {manifest['settings']['imported']['licence']} → {out}", markup=False)
+
+
+@app.command()
+def fusion(
+    run: Annotated[Path, typer.Option(help="A finished run of `windfire train`; receives the folder fusion.")],
+    data: Annotated[Path, typer.Option(help="The work directory that the run was trained on.")],
+    config: Annotated[Path | None, typer.Option(help="YAML of training.fusion.FusionSettings.")] = None,
+) -> None:
+    """Fit the item-to-item table of the decoder `fused` to a run, its weight chosen on validation."""
+    from recsys.datasets.prepared import PreparedData
+    from training.fusion.fitting import fit_fusion
+    from training.fusion.settings import FusionSettings
+
+    settings = FusionSettings() if config is None else FusionSettings.load(config)
+    manifest = fit_fusion(run, PreparedData.load(data), settings, show_progress=True)
+    values = manifest["validation"]["ndcg@10"]
+    console = Console(highlight=False)
+    console.print(
+        f"{manifest['entries']:,} neighbours of {manifest['items']:,} items; valid NDCG@10 by weight: "
+        + ", ".join(f"{weight} {value:.4f}" for weight, value in values.items())
+    )
+    gained = f"weight {manifest['weight']:g}" if manifest["weight"] else "weight 0: `fused` will answer as `nezha`"
+    console.print(f"{gained} → {run / 'fusion'}", markup=False)

@@ -1,0 +1,1 @@
+"""Fitting what the `fused` decoder ranks by to a finished run."""
