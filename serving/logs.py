@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
@@ -12,6 +13,8 @@ from serving.settings import LogLevel
 
 def configure_logs(level: LogLevel) -> None:
     """Send structlog's and the standard library's lines, uvicorn's among them, through one JSON renderer."""
+    # libraries that load a text encoder would draw bars between the lines
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

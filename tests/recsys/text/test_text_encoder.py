@@ -144,3 +144,11 @@ def test_an_unusual_model_is_loaded_for_its_dimension(transformer: Path, tmp_pat
     path = str(tmp_path / "model")
     SentenceTransformer(modules=[Transformer(str(transformer)), Pooling(8), LayerNorm(8)]).save(path)
     assert encoder_dimension(path) == 8
+
+
+def test_a_text_that_is_run_alone_has_the_same_vector_but_for_the_last_bits(
+    vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
+    alone = load_encoder(PACKAGED_MODEL, max_tokens=64, bfloat16=False, rows=1)
+    np.testing.assert_allclose(alone.encode(TEXTS[5:8]), vectors[5:8], atol=1e-5)
+    np.testing.assert_array_equal(alone.encode(TEXTS[5:8])[1], alone.encode([TEXTS[6]])[0])
