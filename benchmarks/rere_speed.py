@@ -227,8 +227,9 @@ def training_figures(
             for name, value in measured.items():
                 found[f"{arm}.{name}"].append(value)
     for arm in list(arms)[1:]:
-        pairs = zip(found[f"{SYNC}.seconds"], found[f"{arm}.seconds"], strict=True)
-        found[f"{arm}.speedup"] = [ours / theirs for ours, theirs in pairs]
+        for prefix in ("", "loop_"):
+            pairs = zip(found[f"{SYNC}.{prefix}seconds"], found[f"{arm}.{prefix}seconds"], strict=True)
+            found[f"{arm}.{prefix}speedup"] = [ours / theirs for ours, theirs in pairs]
     return [_over_seeds(f"rere_speed.train.{name}", values) for name, values in found.items()]
 
 
@@ -253,7 +254,7 @@ def _train(run: Path, data: Path, settings: dict[str, Any], out: Path, seed: int
     }
 
 
-_UNITS: Final = {"speedup": "ratio", "seconds": "s", "loop_seconds": "s", "cpu_seconds": "s"}
+_UNITS: Final = {"speedup": "ratio", "loop_speedup": "ratio", "seconds": "s", "loop_seconds": "s", "cpu_seconds": "s"}
 
 
 def _over_seeds(name: str, values: list[float]) -> Figure:

@@ -43,7 +43,8 @@ def training_table(figures: Named) -> Table:
     rows = []
     for arm in [match[1] for name in figures if (match := pattern.fullmatch(name))]:
         stem = f"rere_speed.train.{arm}"
-        seconds, speedup = figures[f"{stem}.seconds"], figures.get(f"{stem}.speedup")
+        seconds = figures[f"{stem}.seconds"]
+        speedups = [figures.get(f"{stem}.{name}") for name in ("speedup", "loop_speedup")]
         times = [figures[f"{stem}.{name}"].value for name in ("loop_seconds", "cpu_seconds")]
         quality = [figures[f"{stem}.{name}"].value for name in ("start_ndcg@10", "last_ndcg@10", "ndcg@10")]
         rows.append(
@@ -51,12 +52,12 @@ def training_table(figures: Named) -> Table:
                 "one process, two threads" if arm == "sync" else f"two processes, alpha {arm.removeprefix('alpha')}",
                 f"{seconds.value:.1f} ({seconds.low:.1f} to {seconds.high:.1f})",
                 *(f"{value:.1f}" for value in times),
-                "1" if speedup is None else f"{speedup.value:.2f}",
+                *("1" if found is None else f"{found.value:.2f}" for found in speedups),
                 *(f"{value:.4f}".removeprefix("0") for value in quality),
             ]
         )
     header = [
-        "training", "wall s (range)", "of these in the loop", "CPU s", "times faster",
+        "training", "wall s (range)", "of these in the loop", "CPU s", "times faster", "in the loop",
         "NDCG@10 at the start", "at the end", "kept",
     ]  # fmt: skip
     return Table("ReRe, equal steps; validation, history masked", header, rows)

@@ -51,6 +51,7 @@ def test_trainings_are_compared_seed_by_seed(tiny_work: Path, tmp_path: Path) ->
     value = {figure.name.removeprefix("rere_speed.train."): figure.value for figure in figures}
     assert len(said) == 2
     assert value["alpha1.speedup"] == pytest.approx(value["sync.seconds"] / value["alpha1.seconds"])
+    assert value["alpha1.loop_speedup"] == pytest.approx(value["sync.loop_seconds"] / value["alpha1.loop_seconds"])
     assert value["sync.loop_seconds"] < value["sync.seconds"]
     assert value["sync.start_ndcg@10"] == value["alpha1.start_ndcg@10"]
     for arm in ("sync", "alpha1"):
