@@ -71,7 +71,7 @@ class ItemCF:
         """
         settings = settings or ItemCFSettings()
         matrix = training_matrix(data.sequences, len(data.train_counts), users)
-        counts = np.asarray(matrix.sum(axis=0)).ravel()  # (I,)
+        counts = np.asarray(matrix.sum(axis=0), dtype=np.float32).ravel()  # (I,)
         return cls(shrunk_cosine((matrix.T @ matrix).tocsr(), counts, 0, settings.shrink), settings)
 
     def score(self, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:

@@ -46,7 +46,7 @@ def fit_neighbours(
     if neighbours < 1:
         raise ConfigError("must be at least 1", field="neighbours", value=neighbours)
     matrix = training_matrix(data.sequences, len(data.train_counts))  # (U, I)
-    counts = np.asarray(matrix.sum(axis=0)).ravel()  # (I,)
+    counts = np.asarray(matrix.sum(axis=0), dtype=np.float32).ravel()  # (I,)
     by_item = matrix.T.tocsr()  # (I, U)
     parts: list[sparse.csr_array] = []
     for begin in range(0, len(counts), block):

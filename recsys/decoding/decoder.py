@@ -27,8 +27,8 @@ class Ranked:
 
     Attributes:
         items: (k',) int32 item indices without repetition, k' <= k.
-        scores: (k',) floating, non-increasing: log-probabilities, plus the log-prior where there is one, in the
-            model's precision.
+        scores: (k',) floating, non-increasing: log-probabilities, plus the log-prior where there is one, plus what
+            `fused` adds, in the precision of the model.
     """
 
     items: npt.NDArray[np.int32]

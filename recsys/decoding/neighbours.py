@@ -54,8 +54,8 @@ class Neighbours:
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != entries or (np.diff(offsets) < 0).any():
             raise DataError(f"must rise from 0 to {entries}", field="offsets", value=offsets[-1:], remedy=_REMEDY)
         if len(self.similarity) != entries:
-            value = len(self.similarity)
-            raise DataError(f"must have {entries} entries", field="similarity", value=value, remedy=_REMEDY)
+            found = len(self.similarity)
+            raise DataError(f"must have {entries} entries", field="similarity", value=found, remedy=_REMEDY)
 
     @property
     def count(self) -> int:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -51,6 +51,7 @@ def test_equal_neighbours_are_kept_by_index(prepared: Callable[[list[list[int]],
 
 @pytest.mark.parametrize(("field", "value"), [("shrink", -1), ("neighbours", 0)])
 def test_settings_out_of_range(small_log: PreparedData, field: str, value: int) -> None:
+    settings: dict[str, Any] = {"shrink": 1, "neighbours": 1, field: value}
     with pytest.raises(ConfigError) as raised:
-        fit_neighbours(small_log, **{"shrink": 1, "neighbours": 1} | {field: value})
+        fit_neighbours(small_log, **settings)
     assert raised.value.field == field

@@ -58,7 +58,7 @@ def built(seed: int, shape: str = "compact") -> tuple[Any, SidTrie, np.ndarray]:
 
 def s_of(dense: np.ndarray, history: np.ndarray) -> np.ndarray:
     rows = [DECAY**age * dense[item].astype(float) for age, item in enumerate(history[::-1][:LIMIT])]
-    return np.sum([np.zeros(ITEMS), *rows], axis=0)
+    return np.asarray(np.sum([np.zeros(ITEMS), *rows], axis=0))
 
 
 def expected(found: Ranked, values: np.ndarray, trie: SidTrie, prior: np.ndarray, k: int) -> list[int]:
@@ -194,8 +194,9 @@ def test_a_history_that_only_the_table_reads_is_checked_too() -> None:
 def test_requests_are_checked_before_they_are_widened(field: str, value: int) -> None:
     model, trie, _ = built(1)
     decoder: Decoder = build_decoder(model, trie, name="fused", fusion=fusion(similarity(1), 1.0, 10))
+    question: dict[str, Any] = {"k": 3, "beam": 5, "eligibility": Eligibility(), field: value}
     with pytest.raises(InputError) as raised:
-        decoder.decode(HISTORIES, **({"k": 3, "beam": 5, "eligibility": Eligibility()} | {field: value}))  # type: ignore[arg-type]
+        decoder.decode(HISTORIES, **question)
     assert raised.value.field == field
 
 

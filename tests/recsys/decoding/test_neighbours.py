@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,7 +32,7 @@ def random_table(seed: int, density: float = 0.4) -> tuple[np.ndarray, Neighbour
 def expected(dense: np.ndarray, history: list[int], items: list[int], decay: float, limit: int) -> np.ndarray:
     wide = np.pad(dense.astype(float), ((0, 0), (0, 3)))  # items beyond the catalogue have no neighbours
     rows = [decay**age * wide[item] for age, item in enumerate(history[::-1][:limit])]
-    return np.sum([np.zeros(ITEMS + 3), *rows], axis=0)[items]
+    return np.asarray(np.sum([np.zeros(ITEMS + 3), *rows], axis=0)[items])
 
 
 REQUESTS = st.lists(
@@ -62,6 +64,21 @@ def test_scores_equal_the_dense_sum(
         np.testing.assert_allclose(scores, expected(dense, history, items, decay, limit), rtol=1e-12)
 
 
+def test_a_request_takes_no_memory_for_the_catalogue() -> None:
+    count = 1_000_000
+    offsets = np.minimum(np.arange(count + 1, dtype=np.int64) * 2, 2_000)
+    table = Neighbours(offsets, np.tile(np.array([5, 7], np.int32), 1_000), np.full(2_000, 0.5, np.float32))
+    requests = [np.array([3, 999, 999_999])], [np.arange(100, dtype=np.int32)]
+    first = table.scores(*requests, decay=0.5, max_history=50)[0]  # compiles
+    tracemalloc.start()
+    again = table.scores(*requests, decay=0.5, max_history=50)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert first.tolist() == again.tolist()
+    assert {item: again[item] for item in np.flatnonzero(again).tolist()} == {5: 0.375, 7: 0.375}
+    assert peak < 50_000
+
+
 @pytest.mark.parametrize("item", [-1, ITEMS])
 def test_a_history_outside_the_table_is_refused(item: int) -> None:
     _, table = random_table(0)
@@ -78,7 +95,7 @@ def test_candidates_belong_to_histories() -> None:
 
 
 def changed(**arrays: np.ndarray) -> dict[str, np.ndarray]:
-    whole = {
+    whole: dict[str, np.ndarray] = {
         "offsets": np.array([0, 2, 3, 3], np.int64),
         "items": np.array([1, 2, 0], np.int32),
         "similarity": np.array([0.5, 0.25, 0.5], np.float32),
