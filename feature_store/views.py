@@ -10,14 +10,14 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from feature_store.encoding import Codec
+from feature_store.entries import ORDER_FIELDS, EntryCodec
 from feature_store.fields import LISTS, NAME, VECTORS, Field
 from recsys.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-ORDER_FIELDS: Final = ("time", "seq", "event_id")
-"""What every entry of a history begins with, before the view's own fields."""
 RESERVED: Final = (*ORDER_FIELDS, "entity_id", "event_time", "created_at", "deleted")
 _MICROSECOND: Final = timedelta(microseconds=1)
 _HASHED: Final = b"sha256-"
@@ -110,6 +110,21 @@ class View:
         return tuple(field.name for field in self.fields)
 
     @cached_property
+    def codec(self) -> Codec:
+        """Bytes of a value."""
+        return Codec(self)
+
+    @cached_property
+    def entries(self) -> EntryCodec:
+        """Bytes of a history."""
+        return EntryCodec(self)
+
+    @cached_property
+    def label(self) -> str:
+        """`name:version`."""
+        return f"{self.name}:{self.version}"
+
+    @cached_property
     def _suffix(self) -> bytes:
         return f"}}:{self.name}:{self.version}".encode()
 
@@ -156,12 +171,12 @@ class Views(Mapping[str, View]):
         self._views: dict[str, View] = {}
         self._newest: dict[str, View] = {}
         for view in sorted(views, key=lambda view: (view.name, view.version)):
-            label = f"{view.name}:{view.version}"
-            if label in self._views:
-                raise ConfigError("a view is declared twice", field="view", value=label, remedy="count its version up")
+            if view.label in self._views:
+                raise ConfigError("a view is declared twice", field="view", value=view.label,
+                                  remedy="count its version up")  # fmt: skip
             if view.name in self._newest and self._newest[view.name].entity != view.entity:
                 raise ConfigError("one name for two entities", field="view", value=view.name, remedy="rename one")
-            self._views[label] = self._newest[view.name] = view
+            self._views[view.label] = self._newest[view.name] = view
 
     def __getitem__(self, name: str) -> View:
         found = self._views.get(name) or self._newest.get(name)
