@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
@@ -69,6 +70,10 @@ class View:
             raise self._unfit("history", self.history, "keep at least one entry")
         self._check_ages()
         self._check_fields()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was declared, without what was worked out from it: decoders do not travel to other processes."""
+        return {field.name: getattr(self, field.name) for field in dataclass_fields(self)}
 
     def _check_ages(self) -> None:
         if self.ttl is not None and self.ttl <= timedelta(0):

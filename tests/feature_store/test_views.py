@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -103,3 +104,9 @@ def test_views_are_loaded_by_module_and_variable() -> None:
 def test_a_place_without_views_is_refused(place: str) -> None:
     with pytest.raises(ConfigError, match="views = "):
         load_views(place)
+
+
+def test_a_view_travels_to_other_processes_after_use() -> None:
+    used = view(ttl=timedelta(hours=1))
+    used.codec.encode({"clicks": 1}, 0, 0)
+    assert pickle.loads(pickle.dumps(used)) == used
