@@ -89,7 +89,7 @@ def keys_of(wanted: Sequence[Wanted]) -> list[bytes]:
 def readings_of(wanted: Sequence[Wanted], raws: Iterator[Raw], now: int) -> list[Reading]:
     """Readings of what was fetched for `keys_of(wanted)`, in the order of `wanted`; never raises for bad bytes."""
     return [
-        _value(view, next(raws), now) if view.history is None else _history(view, next(raws), next(raws), now)
+        _value(view, next(raws), now) if view.history is None else history_reading(view, next(raws), next(raws), now)
         for view, _ in wanted
     ]
 
@@ -113,7 +113,8 @@ def _value(view: View, raw: Raw, now: int) -> Reading:
     return Reading(Status.PRESENT, Reason.NONE, event_time, created_at, values)
 
 
-def _history(view: View, tail: Raw, base: Raw, now: int) -> Reading:
+def history_reading(view: View, tail: Raw, base: Raw, now: int) -> Reading:
+    """What the bytes of a history say."""
     if tail is None and base is None:
         return _ABSENT
     try:
