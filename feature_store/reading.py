@@ -36,7 +36,6 @@ class Reason(StrEnum):
     DELETED = "deleted"
     FORMAT = "unknown format"
     CORRUPT = "corrupt"
-    WRONG_TYPE = "wrong type"
     DEADLINE = "deadline"
     UNAVAILABLE = "unavailable"
 

@@ -9,7 +9,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from feature_store.reading import keys_of, missing, readings_of
-from feature_store.redis_commands import FAILURES, Call, failure, reason_of, write_flow
+from feature_store.redis_commands import FAILURES, Call, failure, fetched, reason_of, write_flow
 from feature_store.store import now_micros, prepare_merge, prepare_write
 from recsys.errors import WindfireError
 
@@ -78,7 +78,7 @@ class AsyncRedisFeatureStore:
         pipeline = self._client.pipeline()
         for key in keys:
             pipeline.get(key)
-        return list(await pipeline.execute())
+        return fetched(await pipeline.execute(raise_on_error=False))
 
     async def _drive(self, flow: Flow) -> list[bool]:
         try:

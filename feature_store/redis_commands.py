@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.exceptions import (
     ClusterDownError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -148,7 +149,8 @@ def _of(prepared: Sequence[Prepared | None], number: int) -> Prepared:
 
 def failure(error: BaseException, key: bytes | None = None) -> WindfireError:
     """What a writer is told of an error of redis-py."""
-    full = "OOM command" in str(error)  # Redis 6 wraps what a script met into an error of its own
+    # Redis 6 wraps what a script met into an error of its own.
+    full = isinstance(error, OutOfMemoryError) or "OOM command" in str(error)
     if full or isinstance(error, _OUTAGES) or "READONLY" in str(error):
         remedy = "give Redis memory" if full else "check that Redis runs, then repeat"
         return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
@@ -158,7 +160,21 @@ def failure(error: BaseException, key: bytes | None = None) -> WindfireError:
 
 def reason_of(error: BaseException) -> Reason:
     """Why a read came back without values."""
-    if isinstance(error, RedisTimeoutError | TimeoutError):
-        return Reason.DEADLINE
-    wrong = isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
-    return Reason.WRONG_TYPE if wrong else Reason.UNAVAILABLE
+    return Reason.DEADLINE if isinstance(error, RedisTimeoutError | TimeoutError) else Reason.UNAVAILABLE
+
+
+def fetched(replies: list[Any]) -> list[Any]:
+    """Replies to GETs as MGET gives them: a key of another type counts as absent.
+
+    Raises:
+        redis.RedisError: any other error among the replies.
+    """
+    values = [None if _is_wrong_type(reply) else reply for reply in replies]
+    for value in values:
+        if isinstance(value, Exception):
+            raise value
+    return values
+
+
+def _is_wrong_type(reply: Any) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")

@@ -9,7 +9,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from feature_store.reading import Reason, keys_of, missing, readings_of
-from feature_store.redis_commands import FAILURES, Call, failure, reason_of, write_flow
+from feature_store.redis_commands import FAILURES, Call, failure, fetched, reason_of, write_flow
 from feature_store.store import now_micros, prepare_merge, prepare_write
 from recsys.errors import WindfireError
 
@@ -90,7 +90,7 @@ class RedisFeatureStore:
             pipeline = self._client.pipeline()
             for key in keys:
                 pipeline.get(key)
-            return list(pipeline.execute())
+            return fetched(pipeline.execute(raise_on_error=False))
         # Not client.mget: only a connection takes the time that is left for this one answer.
         pool = self._client.connection_pool
         connection = pool.get_connection()

@@ -185,7 +185,7 @@ class StoresMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-QUICK = settings(max_examples=120, stateful_step_count=15, deadline=None)
+QUICK = settings(max_examples=60, stateful_step_count=15, deadline=None)
 
 
 def test_embedded_store_and_model() -> None:
@@ -196,7 +196,7 @@ def test_both_stores_and_model(server: RedisServer) -> None:
     run_state_machine_as_test(type("BothMachine", (StoresMachine,), {"server": server}), settings=QUICK)
 
 
-WRITERS, EACH = 16, 40
+WRITERS, EACH = 16, 25
 
 
 def write_shuffled(store: FeatureStore, writer: int, base: int, failures: list[BaseException]) -> None:

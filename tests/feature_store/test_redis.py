@@ -274,15 +274,17 @@ def test_a_cluster_serves_entities_of_all_nodes(cluster: list[RedisServer]) -> N
         with redis.Redis(port=server.port) as client:
             sizes.append(client.dbsize())
     assert min(sizes) > 0
+    with redis.cluster.RedisCluster(port=cluster[0].port, host="127.0.0.1") as client:
+        client.lpush(COUNTS.key("list"), "x")  # reads as absent and takes nothing from its neighbours
 
     async def talk() -> list[Any]:
         other = open_async_store(address, PATIENT)
         put = await other.put([Write(COUNTS, user, {"clicks": 7}, now_micros()) for user in users])
-        found = await other.read([(COUNTS, user) for user in users])
+        found = await other.read([(COUNTS, user) for user in [*users, "list"]])
         await other.close()
         return [put, [reading.values for reading in found]]
 
-    assert asyncio.run(talk()) == [[True] * 12, [{"clicks": 7}] * 12]
+    assert asyncio.run(talk()) == [[True] * 12, [{"clicks": 7}] * 12 + [None]]
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:

@@ -282,3 +282,16 @@ def test_nothing_acknowledged_is_lost_on_kill(tmp_path: Path) -> None:
     assert newest.event_time >= max(acknowledged)
     assert set(acknowledged) <= {entry[0] for entry in history.entries or []}
     store.close()
+
+
+def test_the_example_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "feature_store.md"
+    example = page.read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("PRESENT ")
+    assert "'a1', 'i7', 'click'" in lines[1]
+    assert lines[2] == "MISSING absent"
