@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
-`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`.
+`decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
+`features`, `features-writes`.
 """
 
 from __future__ import annotations
@@ -205,6 +206,8 @@ def render(name: str, folder: Path = FIGURES) -> str:
         )
     if bench == "decoding":
         return _decoding_part(rest, folder)
+    if bench == "features":
+        return _features(name, folder)
     dataset, _, kind = rest.partition("-")
     if bench != "quality" or kind not in _QUALITY:
         raise _no_table(name)
@@ -229,6 +232,17 @@ def _decoding_part(rest: str, folder: Path) -> str:
     if report is None:
         return _unmeasured("decoding" if part == parts.DEFAULT else f"decoding --part {part}", file)
     return _filled(tables[kind]({figure.name: figure for figure in report.figures}), f"decoding-{rest}")
+
+
+def _features(name: str, folder: Path) -> str:
+    from benchmarks.features_tables import TABLES  # imports this module
+
+    if name not in TABLES:
+        raise _no_table(name)
+    report = _report(folder, "features.json")
+    if report is None:
+        return _unmeasured("features", "features.json")
+    return _filled(TABLES[name]({figure.name: figure for figure in report.figures}), name)
 
 
 def _report(folder: Path, file: str) -> Report | None:

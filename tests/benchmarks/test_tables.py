@@ -18,7 +18,8 @@ PLACES = {
     "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
     "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg)",
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p95|p99)", "<structure>": "(set|bitmap|csr)",
-    "<family>": r"[a-z]+", "<decoder>": r"[a-z]+",
+    "<family>": r"[a-z]+", "<decoder>": r"[a-z]+", "<store>": "(redis|embedded|raw_pipeline|raw_mget)",
+    "<quantile>": "(p50|p99)",
 }  # fmt: skip
 
 
