@@ -50,11 +50,18 @@ def point_in_time_join(
             if name not in labels.columns:
                 raise InputError("the labels lack a column", field="labels", value=labels.columns,
                                  remedy=f"add {name}, or name another")  # fmt: skip
-        joined = _join(joined, view, _with_ties(view, _conform(view, table)), column, time_column, inclusive=inclusive)
+        joined = _join(
+            joined, view, _with_ties(view, conform_frame(view, table)), column, time_column, inclusive=inclusive
+        )
     return joined
 
 
-def _conform(view: View, table: DataFrame) -> DataFrame:
+def conform_frame(view: View, table: DataFrame) -> DataFrame:
+    """As `feature_store.tables.conform`; a row without entity or time fails the job with its column named.
+
+    Raises:
+        InputError: an absent column.
+    """
     from pyspark.sql import functions as F  # noqa: N812
     from pyspark.sql.pandas.types import from_arrow_type
 

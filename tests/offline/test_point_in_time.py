@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,16 @@ import pytest
 
 from feature_store import joins
 from feature_store.fields import Field, Kind
+from feature_store.opening import open_store
+from feature_store.store import now_micros
 from feature_store.views import View
+from offline.materialize import materialize_frame
 from offline.point_in_time import point_in_time_join
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyspark.sql import DataFrame, SparkSession
 
 # PySpark leaves its sockets to the garbage collector, and asks setuptools to compare versions.
@@ -82,3 +88,18 @@ def test_what_cannot_be_joined_is_named(spark: SparkSession) -> None:
         point_in_time_join(labels, [(USERS, rows)])
     with pytest.raises(InputError, match="item_id"):
         point_in_time_join(labels, [(ITEMS, rows)])
+
+
+def test_partitions_bring_a_table_into_the_store(spark: SparkSession, tmp_path: Path) -> None:
+    now = now_micros()
+    rows = [(f"u{n % 5}", now - 10**6 + n, now, n, None) for n in range(40)]
+    schema = "user_id string, event_time long, created_at long, clicks long, vector array<tinyint>"
+    table = spark.createDataFrame(rows, schema).repartition(4)
+    address = f"lmdb:{tmp_path}"
+    view = replace(USERS, ttl=timedelta(days=1), keep=None)
+    for _ in range(2):
+        assert materialize_frame(view, table, address, columns={"entity_id": "user_id"}) == 40
+    store = open_store(address)
+    readings = store.read([(view, f"u{n}") for n in range(5)])
+    store.close()
+    assert [(reading.values or {})["clicks"] for reading in readings] == [35, 36, 37, 38, 39]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import timedelta
 
     from feature_store.fields import Field
     from feature_store.reading import Reading
+    from feature_store.settings import FeatureSettings
     from feature_store.store import FeatureStore
     from feature_store.views import View, Views
 
@@ -65,37 +68,59 @@ def get(
     views: Declared = None,
 ) -> None:
     """Show what the store holds of one entity, a JSON line per view."""
-    declared, opened = _open(store, views)
-    chosen = [declared[name] for name in view or declared]
-    try:
+    with _opened(store, views) as (declared, opened):
+        chosen = [declared[name] for name in view or declared]
         for one, reading in zip(chosen, opened.read([(one, entity) for one in chosen]), strict=True):
             typer.echo(json.dumps({"view": one.label, "entity": entity, **_shown(one, reading)}, ensure_ascii=False))
-    finally:
-        opened.close()
 
 
 @app.command("materialize")
 def materialize(
-    view: ViewName, table: Table, column: Columns = None, store: Store = None, views: Declared = None
-) -> None:
+    view: ViewName, table: Table, column: Columns = None, store: Store = None, views: Declared = None,
+    master: Annotated[str | None, typer.Option(help="Spark master that does it. Default: this process.")] = None,
+) -> None:  # fmt: skip
     """Bring a table into the store; running it again, or in any order, changes nothing."""
+    from feature_store.settings import read_feature_settings
+    from feature_store.views import load_views
+
+    settings = read_feature_settings(store=store, views=views)
+    one = load_views(settings.views)[view]
+    rows = (
+        _here(one, table, _columns(column), settings)
+        if master is None
+        else _on_spark(one, table, _columns(column), settings, master)
+    )
+    typer.echo(f"{one.label}: {rows:,} rows")
+
+
+def _here(view: View, table: Path, columns: dict[str, str], settings: FeatureSettings) -> int:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from feature_store.opening import open_store
     from feature_store.tables import materialize as bring
     from feature_store.tables import read_table
 
-    declared, opened = _open(store, views)
-    one = declared[view]
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn())
+    shown = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn())
+    store = open_store(settings.store, settings.timeouts)
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task(one.label, total=None)
-            tables = read_table(one, table, columns=_columns(column))
-            rows = bring(opened, one, tables, advance=lambda count: bars.advance(task, count))
+        with Progress(*shown, console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(view.label, total=None)
+            tables = read_table(view, table, columns=columns)
+            return bring(store, view, tables, advance=lambda count: bars.advance(task, count))
     finally:
-        opened.close()
-    typer.echo(f"{one.label}: {rows:,} rows")
+        store.close()
+
+
+def _on_spark(view: View, table: Path, columns: dict[str, str], settings: FeatureSettings, master: str) -> int:
+    from feature_store.tables import read_table
+    from offline.materialize import materialize_frame
+    from offline.session import LazySession
+
+    next(read_table(view, table, columns=columns, batch_rows=1), None)  # what is wrong with the columns is said at once
+    with LazySession(master) as session:
+        frame = session.get().read.parquet(str(table.resolve()))
+        return materialize_frame(view, frame, settings.store, timeouts=settings.timeouts, columns=columns)
 
 
 @app.command("freshness")
@@ -111,15 +136,11 @@ def freshness(
     from feature_store.verification import freshness as measure
     from feature_store.verification import sample_entities
 
-    declared, opened = _open(store, views)
-    one = declared[view]
-    try:
-        entities = sample_entities(
-            read_table(one, table, columns=_columns(column)), sample, np.random.default_rng(seed)
-        )
+    with _opened(store, views) as (declared, opened):
+        one = declared[view]
+        tables = read_table(one, table, columns=_columns(column))
+        entities = sample_entities(tables, sample, np.random.default_rng(seed))
         found = measure(opened, one, entities, now_micros())
-    finally:
-        opened.close()
     for status, count in sorted(found.statuses.items()):
         typer.echo(f"{one.label} {status}: {count}")
     for percentile, seconds in found.seconds.items():
@@ -139,13 +160,10 @@ def verify(
     from feature_store.verification import sample_entities
     from feature_store.verification import verify as compare
 
-    declared, opened = _open(store, views)
-    one, renamed = declared[view], _columns(column)
-    try:
+    with _opened(store, views) as (declared, opened):
+        one, renamed = declared[view], _columns(column)
         entities = sample_entities(read_table(one, table, columns=renamed), sample, np.random.default_rng(seed))
         found = compare(opened, one, lambda: read_table(one, table, columns=renamed), entities, now_micros())
-    finally:
-        opened.close()
     for difference in found.differences[:_SHOWN]:
         for side, reading in (("online", difference.online), ("offline", difference.offline)):
             shown = json.dumps(_shown(one, reading), ensure_ascii=False)
@@ -154,13 +172,20 @@ def verify(
     raise typer.Exit(1 if found.differences else 0)
 
 
-def _open(store: str | None, views: str | None) -> tuple[Views, FeatureStore]:
+@contextmanager
+def _opened(store: str | None, views: str | None) -> Iterator[tuple[Views, FeatureStore]]:
+    """The declared views and the store, which is closed at the end."""
     from feature_store.opening import open_store
     from feature_store.settings import read_feature_settings
     from feature_store.views import load_views
 
     settings = read_feature_settings(store=store, views=views)
-    return load_views(settings.views), open_store(settings.store, settings.timeouts)
+    declared = load_views(settings.views)
+    opened = open_store(settings.store, settings.timeouts)
+    try:
+        yield declared, opened
+    finally:
+        opened.close()
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:
