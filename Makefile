@@ -53,6 +53,7 @@ bench: $(STAMP)
 	$(BIN)/windfire bench decoding --part crossover --json docs/figures/decoding_crossover.json
 	$(BIN)/windfire bench smec --json docs/figures/smec.json
 	$(BIN)/windfire bench retrieval --json docs/figures/retrieval.json
+	$(BIN)/windfire bench features --json docs/figures/features.json
 
 tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables

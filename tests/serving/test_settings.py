@@ -11,6 +11,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from feature_store.settings import FeatureSettings
 from recsys.errors import ConfigError, UnavailableError
 from serving.settings import LogLevel, Settings, read_settings
 from windfire.commands.serve import app
@@ -22,6 +23,8 @@ REFERENCE = Path(__file__).resolve().parents[2] / "config" / "windfire.reference
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"WINDFIRE_{name.upper()}", raising=False)
+    for name in FeatureSettings.model_fields:
+        monkeypatch.delenv(f"WINDFIRE_FEATURES_{name.upper()}", raising=False)
 
 
 @pytest.fixture
@@ -34,11 +37,12 @@ def taken_port() -> Iterator[int]:
 
 def test_the_reference_file_names_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     values = dotenv_values(REFERENCE)
-    assert list(values) == [f"WINDFIRE_{name.upper()}" for name in Settings.model_fields]
-    defaults = Settings()
+    served = [f"WINDFIRE_{name.upper()}" for name in Settings.model_fields]
+    assert list(values) == served + [f"WINDFIRE_FEATURES_{name.upper()}" for name in FeatureSettings.model_fields]
+    defaults = Settings(), FeatureSettings()
     for name, value in values.items():
         monkeypatch.setenv(name, value or "")
-    assert Settings() == defaults
+    assert (Settings(), FeatureSettings()) == defaults
 
 
 def test_every_setting_is_explained() -> None:

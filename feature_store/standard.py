@@ -1,0 +1,23 @@
+"""Views for every data set in the table contract; declare your own beside them and name that module."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from feature_store.fields import Field, Kind
+from feature_store.views import View, Views
+
+USER_RECENT: Final = View(
+    name="user_recent",
+    entity="user",
+    fields=(
+        Field("item_id", Kind.STRING),
+        Field("action", Kind.STRING),
+        Field("scene", Kind.STRING, optional=True),
+    ),
+    version=1,
+    owner="recommendation",
+    history=1_000,
+    description="The newest events of a user, as in the events table.",
+)
+VIEWS: Final = Views([USER_RECENT])
