@@ -20,6 +20,7 @@ import yaml
 
 from benchmarks.figures import ROOT, Figure, Report, environment, now
 from benchmarks.measure import CommandError, run_measured
+from benchmarks.quality_arms import TRAINED
 from benchmarks.quality_figures import ArmResult, advice, dataset_figures
 from benchmarks.settings_file import merged
 from recsys.datasets.prepared import PreparedData
@@ -27,6 +28,7 @@ from recsys.errors import DataError
 from recsys.evaluation.answers import VIEWS, Answered
 from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
 from training.recommender.settings import TrainSettings
+from training.rere.settings import RereSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 ARM_FORMAT: Final = "windfire.quality_arm/1"
 OWN: Final = "own"
+_OF_TRAINING: Final = ("train", "further", "rere")  # settings that make a training run what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +153,18 @@ class Quality:
         except CommandError as error:
             self.failures.append(f"{dataset}: {error}")
             return [], {}
-        prepared = self.work / "data" / dataset / "prepared"
-        return self.measure_prepared(dataset, prepared, chosen, preparation_seconds=preparation)
+        return self.measure_prepared(dataset, self.prepared(dataset), chosen, preparation_seconds=preparation)
+
+    def prepared(self, dataset: str) -> Path:
+        """The work directory that `prepare` leaves."""
+        return self.work / "data" / dataset / "prepared"
 
     def measure_prepared(
         self, dataset: str, prepared: Path, methods: Sequence[str], *, preparation_seconds: float
     ) -> tuple[list[Figure], dict[str, list[ArmResult]]]:
         """As `measure`, on a work directory of the offline jobs."""
         data = PreparedData.load(prepared)
-        results = self._arms(dataset, data, prepared, methods)
+        results = self.arms(dataset, data, prepared, methods)
         return dataset_figures(dataset, data, results, self.settings, preparation_seconds), results
 
     def prepare(self, dataset: str) -> float:
@@ -208,9 +214,10 @@ class Quality:
         files = sorted(file for file in self._source(settings).rglob("*") if file.is_file())
         return sha256_parts([part for file in files for part in (file.name, sha256_file(file))])
 
-    def _arms(
+    def arms(
         self, dataset: str, data: PreparedData, prepared: Path, methods: Sequence[str]
     ) -> dict[str, list[ArmResult]]:
+        """Run the arms of the methods, or read what they left; those that fail are noted and left out."""
         inputs = _fingerprint(data)
         results: dict[str, list[ArmResult]] = {}
         for method in methods:
@@ -223,21 +230,20 @@ class Quality:
 
     def _arm(self, dataset: str, method: str, seed: int, prepared: Path, inputs: str) -> ArmResult:
         chosen = self.settings.methods[method]
-        wanted = _resolved(chosen.settings) if chosen.kind == "recommender" else chosen.settings
+        wanted = _resolved(chosen.kind, chosen.settings)
         stable = json.dumps(wanted, sort_keys=True)
         cases = self.settings.cases
         key = sha256_parts([ARM_FORMAT, chosen.kind, stable, str(seed), str(cases), inputs])[:16]
         folder = self.work / "arms" / dataset / f"{method}-{seed}-{key}"
         if not (folder / "result.json").exists():
-            training = json.dumps(wanted.get("train", {}), sort_keys=True)
-            run = self.work / "runs" / sha256_parts([chosen.kind, training, str(seed), inputs])[:16]
             request: dict[str, Any] = {
                 "work": str(prepared.resolve()),
                 "cases": cases,
                 "kind": chosen.kind,
                 "settings": wanted,
                 "seed": seed,
-                "run": str(run.resolve()),
+                "run": str(self._run(chosen.kind, wanted, _OF_TRAINING, seed, inputs)),
+                "start": str(self._run("recommender", wanted, ["train"], seed, inputs)),
             }
             write_json_atomically(folder / "request.json", request)
             command = [sys.executable, "-m", "benchmarks.quality_arm", str(folder.resolve())]
@@ -258,10 +264,24 @@ class Quality:
         self.say(f"{dataset}: {method}, seed {seed}: {arm.summary()}")
         return arm
 
+    def _run(self, kind: str, wanted: Mapping[str, Any], parts: Sequence[str], seed: int, inputs: str) -> Path:
+        """Where a training run lives: decoders of the same weights, and what goes on from them, find it there."""
+        training = [json.dumps(wanted[part], sort_keys=True) for part in parts if part in wanted] or ["{}"]
+        return (self.work / "runs" / sha256_parts([kind, *training, str(seed), inputs])[:16]).resolve()
 
-def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With the trainer's defaults written out: an arm is to be repeated when one of them changes."""
-    return {**settings, "train": TrainSettings.parse(dict(settings.get("train", {}))).model_dump(mode="json")}
+
+def _resolved(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the trainers' defaults written out: an arm is to be repeated when one of them changes."""
+    if kind not in TRAINED:
+        return dict(settings)
+    train = dict(settings.get("train", {}))
+    resolved = {**settings, "train": TrainSettings.parse(train).model_dump(mode="json")}
+    if kind == "continued":
+        further = merged(train, settings.get("further", {}))
+        resolved["further"] = TrainSettings.parse(further).model_dump(mode="json")
+    if kind == "rere":
+        resolved["rere"] = RereSettings.parse(dict(settings.get("rere", {}))).model_dump(mode="json")
+    return resolved
 
 
 def _fingerprint(data: PreparedData) -> str:

@@ -1,10 +1,11 @@
 """The arms of the quality benchmark: fit on the training part, choose on validation, answer the test cases.
 
-An arm is a function (data, cases, settings, seed, out) -> Answers. `out` is the folder of the arm's training run.
+An arm is a function (data, cases, settings, seed, runs) -> Answers.
 """
 
 from __future__ import annotations
 
+import csv
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from recsys.baselines.scorer import Scorer
     from recsys.datasets.prepared import PreparedData
     from recsys.decoding.decoder import Decoder
+    from training.recommender.settings import TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +69,38 @@ class Cases:
         return cls([histories[row] for row in rows], targets[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Folders of training runs.
+
+    Attributes:
+        own: the arm's.
+        start: of the run that the arm goes on from, if it does; shared by all that go on from it.
+    """
+
+    own: Path
+    start: Path
+
+
 class Arm(Protocol):
     """A method of the table."""
 
     def __call__(
-        self, data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path
+        self, data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs
     ) -> Answers:
         """Fit and answer."""
 
 
-def popularity(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def popularity(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
     """Training counts; takes no settings."""
-    del seed, out
+    del seed, runs
     _only(settings)
     return _scored(Popularity.fit(data), cases, {})
 
 
-def item_cf(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def item_cf(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
     """Settings: `shrinks` and `decays`, the grid."""
-    del seed, out
+    del seed, runs
     _only(settings, "shrinks", "decays")
     defaults = ItemCFSettings()
     model, valid = choose_item_cf(
@@ -95,9 +110,9 @@ def item_cf(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, se
     return _scored(model, cases, chosen)
 
 
-def ease(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def ease(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
     """Settings: `regularisations` and `decays`, the grid."""
-    del seed, out
+    del seed, runs
     _only(settings, "regularisations", "decays")
     defaults = EaseSettings()
     model, valid = choose_ease(
@@ -109,17 +124,17 @@ def ease(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed:
     return _scored(model, cases, chosen | {"items_in_model": len(model.kept)})
 
 
-def sasrec(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def sasrec(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
     """Settings: those of `SasRecSettings`."""
     from recsys.baselines.sasrec import SasRec, SasRecSettings  # with it comes torch, which the others do without
 
-    del out
+    del runs
     _only(settings, *SasRecSettings.__dataclass_fields__)
     model = SasRec.fit(data, SasRecSettings(**settings), seed=seed)
     return _scored(model, cases, {"steps": model.steps, "valid.ndcg@10": model.valid_ndcg})
 
 
-def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, out: Path) -> Answers:
+def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
     """Settings: `train` (of `training.recommender.TrainSettings`), `decoder` and `beam`."""
     from training.recommender.settings import TrainSettings
     from training.recommender.trainer import train
@@ -127,9 +142,79 @@ def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *
     _only(settings, "train", "decoder", "beam")
     train_settings = TrainSettings.parse(dict(settings.get("train", {})))
     before = time.process_time()
-    manifest = train(data, train_settings, out, seed=seed)
+    manifest = train(data, train_settings, runs.own, seed=seed)
     carried = max(manifest["cpu_seconds"] - (time.process_time() - before), 0.0)
-    decoder = _decoder(data, train_settings, out, settings.get("decoder"))
+    return _answered(data, cases, settings, train_settings, runs.own, manifest, carried)
+
+
+def continued(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
+    """Settings: those of `recommender`, and `further`, the training that goes on from the end of `train`."""
+    from training.recommender.settings import TrainSettings
+    from training.recommender.trainer import train
+    from training.recommender.warm_start import load_parent
+
+    _only(settings, "train", "further", "decoder", "beam")
+    train_settings = TrainSettings.parse(dict(settings["train"]))
+    further = TrainSettings.parse(dict(settings["further"]))
+    before = time.process_time()
+    first = train(data, train_settings, runs.start, seed=seed)
+    manifest = train(data, further, runs.own, seed=seed, parent=load_parent(runs.start, data))
+    carried = max(first["cpu_seconds"] + manifest["cpu_seconds"] - (time.process_time() - before), 0.0)
+    return _answered(data, cases, settings, train_settings, runs.own, manifest, carried)
+
+
+def rere(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
+    """Settings: those of `recommender`, and `rere` (of `training.rere.RereSettings`) for what follows `train`."""
+    from training.recommender.settings import TrainSettings
+    from training.recommender.trainer import train
+    from training.rere.settings import RereSettings
+    from training.rere.trainer import train_rere
+
+    _only(settings, "train", "rere", "decoder", "beam")
+    train_settings = TrainSettings.parse(dict(settings["train"]))
+    before = time.process_time()
+    first = train(data, train_settings, runs.start, seed=seed)
+    manifest = train_rere(runs.start, data, RereSettings.parse(dict(settings["rere"])), runs.own, seed=seed)
+    carried = max(first["cpu_seconds"] + manifest["cpu_seconds"] - (time.process_time() - before), 0.0)
+    answers = _answered(data, cases, settings, train_settings, runs.own, manifest, carried)
+    answers.details["learning"] = _learning(runs.own / "metrics.csv")
+    return answers
+
+
+ARMS: Final[dict[Kind, Arm]] = {
+    "popularity": popularity,
+    "itemcf": item_cf,
+    "ease": ease,
+    "sasrec": sasrec,
+    "recommender": recommender,
+    "continued": continued,
+    "rere": rere,
+}
+TRAINED: Final[tuple[Kind, ...]] = ("recommender", "continued", "rere")
+"""Those that have a training run."""
+
+
+def _only(settings: Mapping[str, Any], *allowed: str) -> None:
+    for name, value in settings.items():
+        if name not in allowed:
+            raise ConfigError("unknown setting of a method", field=name, value=value, remedy=f"one of {allowed}")
+
+
+def _scored(scorer: Scorer, cases: Cases, details: dict[str, Any]) -> Answers:
+    return Answers(answer_by_scores(scorer, cases.histories, cases.targets), details)
+
+
+def _answered(
+    data: PreparedData,
+    cases: Cases,
+    settings: Mapping[str, Any],
+    train_settings: TrainSettings,
+    run: Path,
+    manifest: Mapping[str, Any],
+    carried: float,
+) -> Answers:
+    """The cases answered with the weights of a finished run."""
+    decoder = _decoder(data, train_settings, run, settings.get("decoder"))
     before = time.process_time()
     beam = settings.get("beam", TOP)
     views = {view: answer_by_decoder(decoder, cases.histories, cases.targets, beam=beam, view=view) for view in VIEWS}
@@ -144,23 +229,12 @@ def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *
     return Answers(views, details, carried)
 
 
-ARMS: Final[dict[Kind, Arm]] = {
-    "popularity": popularity,
-    "itemcf": item_cf,
-    "ease": ease,
-    "sasrec": sasrec,
-    "recommender": recommender,
-}
-
-
-def _only(settings: Mapping[str, Any], *allowed: str) -> None:
-    for name, value in settings.items():
-        if name not in allowed:
-            raise ConfigError("unknown setting of a method", field=name, value=value, remedy=f"one of {allowed}")
-
-
-def _scored(scorer: Scorer, cases: Cases, details: dict[str, Any]) -> Answers:
-    return Answers(answer_by_scores(scorer, cases.histories, cases.targets), details)
+def _learning(log: Path) -> dict[str, float]:
+    """Of a run's metrics.csv: the start's validation, and the means of what was logged at every later evaluation."""
+    with log.open(newline="") as file:
+        first, *rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in first if name != "step"}
+    return {"start.ndcg@10": first["valid.ndcg@10"], "last.kl": rows[-1]["kl"], **means}
 
 
 def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None) -> Decoder:

@@ -81,9 +81,9 @@ def dataset_figures(
             name = f"quality.{dataset}.{method}.{view}"
             mask = cases.histories if view == "masked" else None
             ranks = np.stack([arm.views[view].ranks for arm in arms])  # (S, N)
-            figures += _accuracy(name, ranks, users, rng)
+            figures += accuracy_figures(name, ranks, users, rng)
             figures += _by_group(name, ranks, groups, users, rng)
-            figures += _of_lists(name, [arm.views[view].lists for arm in arms], data.train_counts, mask)
+            figures += list_figures(name, [arm.views[view].lists for arm in arms], data.train_counts, mask)
             for other in settings.methods[method].against:
                 if other in results:
                     change = settings.methods[method].change_of == other
@@ -112,9 +112,10 @@ def gains(ranks: npt.NDArray[np.int64], wanted: Sequence[tuple[str, int]]) -> np
     return np.stack([GAINS[metric](ranks, k) for metric, k in wanted])
 
 
-def _accuracy(
+def accuracy_figures(
     name: str, ranks: npt.NDArray[np.int64], users: npt.NDArray[np.float32], rng: np.random.Generator
 ) -> list[Figure]:
+    """Every metric at every K of (S, N) ranks, as `name`.METRIC@K."""
     wanted = [(metric, k) for metric in GAINS for k in KS]
     found = intervals(gains(ranks, wanted), users, rng=rng)
     return [_figure(f"{name}.{metric}@{k}", i, ranks) for (metric, k), i in zip(wanted, found, strict=True)]
@@ -137,12 +138,13 @@ def _by_group(
     ]
 
 
-def _of_lists(
+def list_figures(
     name: str,
     lists: Sequence[npt.NDArray[np.int32]],
     train_counts: npt.NDArray[np.int64],
     mask: Sequence[npt.NDArray[np.integer]] | None,
 ) -> list[Figure]:
+    """Coverage, Gini, popularity and validity of the lists of several seeds, as `name`.METRIC."""
     items, cases = len(train_counts), len(lists[0])
     best = [array[:, :K] for array in lists]
     values = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CONFIG: Final = Path(__file__).with_name("quality.yaml")
-Kind = Literal["popularity", "itemcf", "ease", "sasrec", "recommender"]
+Kind = Literal["popularity", "itemcf", "ease", "sasrec", "recommender", "continued", "rere"]
 
 
 class _Strict(BaseModel):

@@ -3,7 +3,7 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
 `decoding-engines`, and `decoding-PART`, `decoding-PART-KIND` of the parts in `benchmarks.decoding_parts`; `vllm`;
-`retrieval`.
+`import-FAMILY`; `rere-DATASET`, `rere-DATASET-KIND` of `benchmarks.rere_tables`; `retrieval`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def quality_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> T
         name = f"quality.{dataset}.{method}"
         masked = [figures[f"{name}.masked.{metric}"] for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")]
         plain = [figures[f"{name}.unmasked.{metric}"] for metric in ("recall@10", "ndcg@10")]
-        cells = [*map(_share, masked), _range(masked[-1]), *map(_share, plain)]
+        cells = [*map(share_text, masked), interval_text(masked[-1]), *map(share_text, plain)]
         rows.append([methods[method]["title"], *cells, f"{figures[f'{name}.cpu_minutes'].value:.1f}"])
     return Table(f"{dataset}: test, full catalogue, history masked unless said", header, rows)
 
@@ -81,7 +81,7 @@ def lists_table(dataset: str, figures: Named, methods: Mapping[str, Any]) -> Tab
     for method in _measured(dataset, figures, methods):
         if not _is_ablation(methods[method]):
             found = [figures[f"quality.{dataset}.{method}.masked.{metric}"] for metric in columns.values()]
-            cells = [f"{figure.value:.1f}" if figure.unit == "interactions" else _share(figure) for figure in found]
+            cells = [f"{figure.value:.1f}" if figure.unit == "interactions" else share_text(figure) for figure in found]
             rows.append([methods[method]["title"], *cells])
     return Table(f"{dataset}: what is recommended, history masked", ["method", *columns], rows)
 
@@ -104,7 +104,7 @@ def ablations_table(dataset: str, figures: Named, methods: Mapping[str, Any]) ->
     for method in _measured(dataset, figures, methods):
         base = methods[method]["change_of"]
         if base and f"quality.{dataset}.{base}.cpu_minutes" in figures:
-            own = _share(figures[f"quality.{dataset}.{method}.masked.ndcg@10"])
+            own = share_text(figures[f"quality.{dataset}.{method}.masked.ndcg@10"])
             minutes = f"{figures[f'quality.{dataset}.{method}.cpu_minutes'].value:.1f}"
             rows.append(
                 [methods[method]["title"], methods[base]["title"], own, *_both(dataset, method, base, figures), minutes]
@@ -165,6 +165,20 @@ def vllm_table(figures: Named) -> Table:
     return Table("one request, on the CPU", ["width", *columns], rows)
 
 
+def import_table(family: str, figures: Named) -> Table:
+    """What an imported model's decoders answer, and in which time."""
+    columns = {
+        "same first item as beam": "top1", "top 10 shared": "top10", "Recall@10": "recall@10", "NDCG@10": "ndcg@10",
+        "ineligible": "ineligible", "ms": "ms",
+    }  # fmt: skip
+    pattern = re.compile(rf"import\.{family}\.(\w+)\.ms")
+    names = [match[1] for name in figures if (match := pattern.fullmatch(name))]
+    rows = [
+        [name, *(f"{figures[f'import.{family}.{name}.{one}'].value:.3g}" for one in columns.values())] for name in names
+    ]
+    return Table(f"{family}, one request", ["decoder", *columns], rows)
+
+
 def vllm_overview(report: Report) -> RichTable:
     """The table that a terminal shows after `windfire bench vllm`."""
     return vllm_table({figure.name: figure for figure in report.figures}).rich()
@@ -208,6 +222,13 @@ def render(name: str, folder: Path = FIGURES) -> str:
         return _retrieval(folder)
     if bench == "decoding":
         return _decoding_part(rest, folder)
+    if bench == "import":
+        report = _report(folder, "import_model.json")
+        if report is None:
+            return _unmeasured("import-model --out DIR", "import_model.json")
+        return _filled(import_table(rest, {figure.name: figure for figure in report.figures}), name)
+    if bench == "rere":
+        return _rere_part(rest, folder)
     dataset, _, kind = rest.partition("-")
     if bench != "quality" or kind not in _QUALITY:
         raise _no_table(name)
@@ -241,6 +262,19 @@ def _retrieval(folder: Path) -> str:
     from benchmarks.retrieval import retrieval_table  # which imports this one
 
     return _filled(retrieval_table({figure.name: figure for figure in report.figures}), "retrieval")
+
+
+def _rere_part(rest: str, folder: Path) -> str:
+    from benchmarks.rere_tables import TABLES  # it imports this module
+
+    dataset, _, kind = rest.partition("-")
+    if kind not in TABLES:
+        raise _no_table(f"rere-{rest}")
+    report = _report(folder, "rere.json")
+    if report is None:
+        return _unmeasured("rere", "rere.json")
+    table = TABLES[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
+    return _filled(table, f"rere-{rest}")
 
 
 def _report(folder: Path, file: str) -> Report | None:
@@ -296,14 +330,20 @@ def _is_ablation(method: Mapping[str, Any]) -> bool:
 
 def _both(dataset: str, method: str, other: str, figures: Named) -> list[str]:
     names = (f"quality.{dataset}.{method}.masked.{metric}@10.minus.{other}" for metric in ("ndcg", "recall"))
-    return [cell for name in names for cell in (_share(figures[name], signed=True), _range(figures[name], signed=True))]
+    return [
+        cell
+        for name in names
+        for cell in (share_text(figures[name], signed=True), interval_text(figures[name], signed=True))
+    ]
 
 
-def _share(figure: Figure, *, signed: bool = False) -> str:
+def share_text(figure: Figure, *, signed: bool = False) -> str:
+    """The value with four places, without the zero before the point."""
     return _short(figure.value, signed=signed)
 
 
-def _range(figure: Figure, *, signed: bool = False) -> str:
+def interval_text(figure: Figure, *, signed: bool = False) -> str:
+    """The ends of the interval."""
     if figure.low is None or figure.high is None:
         return _ABSENT
     return f"{_short(figure.low, signed=signed)} to {_short(figure.high, signed=signed)}"

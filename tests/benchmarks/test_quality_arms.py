@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks.quality_arms import ARMS, Cases, recommender
+from benchmarks.quality_arms import ARMS, Cases, Runs, recommender
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError
 from recsys.evaluation.answers import VIEWS
@@ -22,6 +22,7 @@ TRAIN: dict[str, Any] = {
     "steps": 4,
     "evaluate_every": 2,
 }
+RERE = {"steps": 2, "batch": 8, "group": 4, "evaluate_every": 1}
 SASREC = {"d_model": 8, "layers": 1, "heads": 1, "steps": 4, "evaluate_every": 2}
 SETTINGS: list[tuple[Kind, dict[str, Any]]] = [
     ("popularity", {}),
@@ -30,14 +31,20 @@ SETTINGS: list[tuple[Kind, dict[str, Any]]] = [
     ("sasrec", SASREC),
     ("recommender", {"train": TRAIN, "beam": 10}),
     ("recommender", {"train": {**TRAIN, "model": {**TRAIN["model"], "shape": "flat"}}, "decoder": "flat"}),
+    ("continued", {"train": TRAIN, "further": {**TRAIN, "steps": 2}, "beam": 24}),
+    ("rere", {"train": TRAIN, "rere": RERE, "beam": 24}),
 ]
+
+
+def _runs(prepared: Path) -> Runs:
+    return Runs(prepared.parent / "run", prepared.parent / "start")
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
 def test_every_arm_answers_every_case_validly(prepared: Path, kind: Kind, settings: dict[str, Any]) -> None:
     data = PreparedData.load(prepared)
     cases = Cases.of(data, 40)
-    answers = ARMS[kind](data, cases, settings, seed=1, out=prepared.parent / "run")
+    answers = ARMS[kind](data, cases, settings, seed=1, runs=_runs(prepared))
     for view in VIEWS:
         assert answers.views[view].ranks.shape == (40,)
         assert invalid_rate(answers.views[view].lists, 24) == 0.0
@@ -47,22 +54,44 @@ def test_every_arm_answers_every_case_validly(prepared: Path, kind: Kind, settin
     assert listed.tolist() == [24 - len(np.unique(history)) for history in cases.histories]
 
 
-@pytest.mark.parametrize("kind", ["popularity", "itemcf", "ease", "sasrec", "recommender"])
+@pytest.mark.parametrize("kind", ["popularity", "itemcf", "ease", "sasrec", "recommender", "continued", "rere"])
 def test_a_misspelt_setting_is_refused(prepared: Path, kind: Kind) -> None:
     data = PreparedData.load(prepared)
     with pytest.raises(ConfigError, match="unknown setting of a method"):
-        ARMS[kind](data, Cases.of(data, None), {"lambda": 1}, seed=1, out=prepared)
+        ARMS[kind](data, Cases.of(data, None), {"lambda": 1}, seed=1, runs=_runs(prepared))
 
 
 def test_a_finished_training_run_is_used_again_and_its_time_carried(prepared: Path) -> None:
-    data, out = PreparedData.load(prepared), prepared.parent / "run"
+    data, runs = PreparedData.load(prepared), _runs(prepared)
     cases = Cases.of(data, None)
-    first = recommender(data, cases, {"train": TRAIN, "beam": 10}, seed=1, out=out)
-    weights = (out / "model" / "weights.safetensors").stat().st_mtime_ns
-    second = recommender(data, cases, {"train": TRAIN, "beam": 10}, seed=1, out=out)
-    assert (out / "model" / "weights.safetensors").stat().st_mtime_ns == weights
+    first = recommender(data, cases, {"train": TRAIN, "beam": 10}, seed=1, runs=runs)
+    weights = (runs.own / "model" / "weights.safetensors").stat().st_mtime_ns
+    second = recommender(data, cases, {"train": TRAIN, "beam": 10}, seed=1, runs=runs)
+    assert (runs.own / "model" / "weights.safetensors").stat().st_mtime_ns == weights
     assert np.array_equal(first.views["masked"].ranks, second.views["masked"].ranks)
     assert second.carried_cpu_seconds > first.carried_cpu_seconds
+
+
+@pytest.mark.parametrize("position", [-2, -1])
+def test_what_goes_on_from_a_run_leaves_it_and_counts_it(prepared: Path, position: int) -> None:
+    data, runs = PreparedData.load(prepared), _runs(prepared)
+    kind, settings = SETTINGS[position]
+    start = recommender(data, Cases.of(data, 5), {"train": TRAIN}, seed=1, runs=Runs(runs.start, runs.start))
+    weights = (runs.start / "model" / "weights.safetensors").read_bytes()
+    answers = ARMS[kind](data, Cases.of(data, 5), settings, seed=1, runs=runs)
+    assert (runs.start / "model" / "weights.safetensors").read_bytes() == weights
+    spent = start.details["train_cpu_seconds"] + answers.details["train_cpu_seconds"]
+    assert answers.carried_cpu_seconds == pytest.approx(start.details["train_cpu_seconds"], abs=0.5 * spent)
+    assert answers.details["valid.ndcg@10"] >= start.details["valid.ndcg@10"]
+
+
+def test_the_learning_of_reinforcement_is_told(prepared: Path) -> None:
+    data = PreparedData.load(prepared)
+    answers = ARMS["rere"](data, Cases.of(data, 5), SETTINGS[-1][1], seed=1, runs=_runs(prepared))
+    learning = answers.details["learning"]
+    assert 0 < learning["hit_rate"] <= 1
+    assert learning["diversity"] == 1.0
+    assert 0 <= learning["zero_advantage"] <= 1
 
 
 def test_cases_are_spread_over_the_test_part(prepared: Path) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 PLACES = {
     "<dataset>": r"[a-z0-9_]+", "<method>": r"[a-z0-9_]+", "<other>": r"[a-z0-9_]+", "<backbone>": r"[a-z0-9_]+",
-    "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg)",
+    "<view>": "(masked|unmasked)", "<group>": "(head|torso|tail)", "<metric>": "(recall|ndcg|mrr)",
+    "<lists>": "(coverage|gini|popularity|invalid)",
+    "<learning>": "(cpu_minutes|steps|best_step|hit_rate|zero_advantage|diversity|reward|hinted|kl)",
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p50|p95|p99)", "<structure>": "(set|bitmap|csr)",
     "<family>": r"[a-z]+", "<decoder>": r"[a-z]+",
 }  # fmt: skip

@@ -73,6 +73,16 @@ def test_another_parent_is_another_run(tiny_data: PreparedData, tmp_path: Path) 
     assert train(tiny_data, settings(), tmp_path / "child", seed=1, parent=parent) == first
 
 
+def test_a_run_that_gets_worse_ends_as_its_parent(tiny_data: PreparedData, tmp_path: Path) -> None:
+    train(tiny_data, settings().model_copy(update={"steps": 200}), tmp_path / "run", seed=1)
+    parent = load_parent(tmp_path / "run", tiny_data)
+    ruinous = settings().model_copy(update={"learning_rate": 1.0})
+    manifest = train(tiny_data, ruinous, tmp_path / "child", seed=1, parent=parent)
+    kept = load_file(tmp_path / "child" / "model" / "weights.safetensors")
+    assert manifest["best_step"] == 0
+    assert all(torch.equal(kept[name], parent.weights[name]) for name in parent.weights)
+
+
 def test_the_parents_weights_are_taken_over(tiny_data: PreparedData, tmp_path: Path) -> None:
     parent = trained(tiny_data, tmp_path / "run")
     state = Trainer(tiny_data, settings(), tmp_path / "child", seed=2, parent=parent).model.state_dict()

@@ -162,6 +162,7 @@ class Trainer:
         self.trie = SidTrie.build(data.codes, data.codebook_sizes)
         torch.manual_seed(seed)
         self.model = build_model(self.config, features, choose_backbone).to(self.device)
+        self.warm = parent is not None
         if parent is not None:
             warm_start(self.model, parent)
         self.normaliser = Normaliser(self.trie, whole_codebook=self.config.whole_codebook).to(self.device)
@@ -218,6 +219,8 @@ class Trainer:
             seed=self.seed,
         )
         stream = sampler.batches_from(progress.step)
+        if self.warm and progress.best < 0:
+            self._choose()
         while progress.step < settings.steps and not progress.stopped and not self._out_of_time():
             loss = self._step(next(stream))
             progress.step += 1
@@ -282,7 +285,8 @@ class Trainer:
             state = self.model.state_dict()
             torch._foreach_lerp_(list(self.average.values()), [state[n] for n in self.average], 1 - decay)
 
-    def _evaluate(self, loss: float) -> None:
+    def _choose(self) -> float | None:
+        """Validate the average, and keep it if it is the best so far; a parent's own weights are the first."""
         settings, progress = self.settings, self.progress
         current = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.average)
@@ -297,10 +301,14 @@ class Trainer:
         else:
             progress.stale += 1
             progress.stopped = progress.stale >= settings.patience
+        return value
+
+    def _evaluate(self, loss: float) -> None:
+        progress, value = self.progress, self._choose()
         if self.metrics is not None:
             row = {
                 "loss": loss,
-                "learning_rate": learning_rate(progress.step, settings),
+                "learning_rate": learning_rate(progress.step, self.settings),
                 "valid.ndcg@10": value or 0.0,
                 "cpu_seconds": progress.cpu_seconds,
             }

@@ -75,6 +75,42 @@ def quality(
     raise typer.Exit(1 if outcome.failures else 0)
 
 
+@app.command("rere")
+def rere(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement, small.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="Figures of that file stay where this call does not measure their data set and arm."
+        ),
+    ] = False,
+    dataset: Annotated[list[str] | None, typer.Option(help="Data set; repeatable. Default: all.")] = None,
+    methods: Annotated[str, typer.Option(help="Arms, separated by commas. Default: those of the settings.")] = "",
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/rere.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="Shared with `windfire bench quality`.")] = Path("build/quality"),
+) -> None:
+    """Train on by reinforcement and, as its controls, as before, from the same weights; measure all of them."""
+    from benchmarks.figures import Report
+    from benchmarks.quality_settings import QualitySettings
+    from benchmarks.rere import CONFIG, bench_rere
+    from benchmarks.rere_tables import rere_overview
+
+    console = _console()
+    settings = QualitySettings.load(config or CONFIG, quick=quick)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    folder, chosen = (work / "quick", dataset or ["scientific"]) if quick else (work, dataset or [])
+    say = partial(console.print, markup=False)
+    outcome = bench_rere(settings, folder, _command_line(), chosen, names, say=say)
+    if json is not None:
+        (outcome.report.over(Report.load(json)) if keep else outcome.report).save(json)
+    for text in rere_overview(outcome.report):
+        console.print(text)
+    for failure in outcome.failures:
+        console.print(f"failed: {failure}", style="red", markup=False)
+    raise typer.Exit(1 if outcome.failures else 0)
+
+
 @app.command("decoding")
 def decoding(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
