@@ -59,6 +59,11 @@ def writes_table(figures: Named) -> Table:
 TABLES: Final[dict[str, Callable[[Named], Table]]] = {"": reads_table, "writes": writes_table}
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return rest in TABLES
+
+
+def marked_table(rest: str, report: Report) -> Table:
     """Of the mark `features` or `features-writes`."""
-    return TABLES[rest]({figure.name: figure for figure in report.figures}) if rest in TABLES else None
+    return TABLES[rest]({figure.name: figure for figure in report.figures})

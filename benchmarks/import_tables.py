@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     Named = dict[str, Figure]
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return bool(rest)
+
+
+def marked_table(rest: str, report: Report) -> Table:
     """Of the mark `import-FAMILY`."""
     return import_table(rest, {figure.name: figure for figure in report.figures})
 

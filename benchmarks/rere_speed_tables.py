@@ -69,6 +69,11 @@ TABLES: Final[dict[str, Callable[[Named], Table]]] = {
 }
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return rest in TABLES
+
+
+def marked_table(rest: str, report: Report) -> Table:
     """Of the mark `rere-speed` or `rere-speed-training`."""
-    return TABLES[rest]({figure.name: figure for figure in report.figures}) if rest in TABLES else None
+    return TABLES[rest]({figure.name: figure for figure in report.figures})

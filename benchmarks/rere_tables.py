@@ -80,11 +80,14 @@ TABLES: Final[dict[str, Build]] = {
 }
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return rest.partition("-")[2] in TABLES
+
+
+def marked_table(rest: str, report: Report) -> Table:
     """Of the mark `rere-DATASET` or `rere-DATASET-KIND`."""
     dataset, _, kind = rest.partition("-")
-    if kind not in TABLES:
-        return None
     return TABLES[kind](dataset, {figure.name: figure for figure in report.figures}, report.settings["methods"])
 
 

@@ -246,9 +246,15 @@ def _times(
     return figures
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
-    """Of the mark `retrieval`; None for a longer one."""
-    return None if rest else retrieval_table({figure.name: figure for figure in report.figures})
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return not rest
+
+
+def marked_table(rest: str, report: Report) -> Table:
+    """Of the mark `retrieval`."""
+    del rest
+    return retrieval_table({figure.name: figure for figure in report.figures})
 
 
 def retrieval_table(figures: dict[str, Figure]) -> Table:

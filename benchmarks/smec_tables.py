@@ -97,10 +97,15 @@ _KINDS: Final[Mapping[str, Callable[[str, Report], Table]]] = {
 }
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return rest.partition("-")[2] in _KINDS
+
+
+def marked_table(rest: str, report: Report) -> Table:
     """Of the mark `smec-DATASET` or `smec-DATASET-KIND`."""
     dataset, _, kind = rest.partition("-")
-    return _KINDS[kind](dataset, report) if kind in _KINDS else None
+    return _KINDS[kind](dataset, report)
 
 
 def smec_overview(report: Report) -> list[RichTable]:

@@ -134,8 +134,8 @@ _OTHERS: Final[dict[str, tuple[str, str, str]]] = {
     "retrieval": ("retrieval", "retrieval.json", "benchmarks.retrieval"),
     "smec": ("smec", "smec.json", "benchmarks.smec_tables"),
 }
-"""How a mark begins: the command behind its figures, their file, and the module whose `marked_table` makes of the
-rest of the mark and the report a table, or None where it has no such table."""
+"""How a mark begins: the command behind its figures, their file, and the module that knows which ends a mark may have
+(`is_mark`) and makes the table of the end and the report (`marked_table`)."""
 
 _QUALITY: Final[dict[str, Callable[[str, Named, Mapping[str, Any]], Table]]] = {
     "": quality_table,
@@ -168,13 +168,11 @@ def render(name: str, folder: Path = FIGURES) -> str:
         return _decoding_part(rest, folder)
     for mark, (command, file, module) in _OTHERS.items():
         if name == mark or name.startswith(f"{mark}-"):
-            report = _report(folder, file)
-            if report is None:
-                return _unmeasured(command, file)
-            table = import_module(module).marked_table(name[len(mark) + 1 :], report)
-            if table is None:
+            source, rest = import_module(module), name[len(mark) + 1 :]
+            if not source.is_mark(rest):
                 raise _no_table(name)
-            return _filled(table, name)
+            report = _report(folder, file)
+            return _unmeasured(command, file) if report is None else _filled(source.marked_table(rest, report), name)
     dataset, _, kind = rest.partition("-")
     if bench != "quality" or kind not in _QUALITY:
         raise _no_table(name)

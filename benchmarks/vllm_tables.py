@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     Named = dict[str, Figure]
 
 
-def marked_table(rest: str, report: Report) -> Table | None:
-    """Of the mark `vllm`; None for a longer one."""
-    return None if rest else vllm_table({figure.name: figure for figure in report.figures})
+def is_mark(rest: str) -> bool:
+    """Whether a table has the mark that ends so."""
+    return not rest
+
+
+def marked_table(rest: str, report: Report) -> Table:
+    """Of the mark `vllm`."""
+    del rest
+    return vllm_table({figure.name: figure for figure in report.figures})
 
 
 def vllm_table(figures: Named) -> Table:
