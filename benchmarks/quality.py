@@ -75,12 +75,16 @@ def bench(
         methods: names; none = each data set's own.
         say: told in one line what was done.
     """
-    sources = Path(os.environ.get("WINDFIRE_DATA", ROOT.parent / "shared" / "data"))
-    quality = Quality(settings, work, sources, say)
+    quality = Quality(settings, work, public_sources(), say)
     started, figures = now(), list[Figure]()
     for dataset in settings.chosen_datasets(datasets):
         figures += quality.measure(dataset, methods)[0]
     return Outcome(_report(quality, command, started, figures), quality.failures)
+
+
+def public_sources() -> Path:
+    """The folder of the public data sets: WINDFIRE_DATA."""
+    return Path(os.environ.get("WINDFIRE_DATA", ROOT.parent / "shared" / "data"))
 
 
 def bench_own_log(

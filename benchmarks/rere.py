@@ -6,15 +6,14 @@ the same weights, so their differences are taken inside seeds as well as inside 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from benchmarks.figures import ROOT, Figure, Report, environment, now
+from benchmarks.figures import Figure, Report, environment, now
 from benchmarks.measure import CommandError
-from benchmarks.quality import Outcome, Quality
+from benchmarks.quality import Outcome, Quality, public_sources
 from benchmarks.quality_arms import Cases
 from benchmarks.quality_figures import accuracy_figures, gains, list_figures
 from recsys.datasets.prepared import PreparedData
@@ -55,8 +54,7 @@ def bench_rere(
         methods: names; none = each data set's own.
         say: told in one line what was done.
     """
-    sources = Path(os.environ.get("WINDFIRE_DATA", ROOT.parent / "shared" / "data"))
-    quality = Quality(settings, work, sources, say)
+    quality = Quality(settings, work, public_sources(), say)
     started, figures = now(), list[Figure]()
     for dataset in settings.chosen_datasets(datasets):
         try:
