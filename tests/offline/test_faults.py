@@ -113,6 +113,7 @@ def run_until_killed(command: Command, work: Path, job: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.faults
 def test_a_killed_run_resumes_to_the_same_tables(
     tmp_path: Path, command: Command, spark: SparkSession, quick: OfflineSettings, expected: dict[str, str]
 ) -> None:

@@ -127,6 +127,7 @@ def test_alpha_0_is_the_run_of_one_process_bit_for_bit(source: Path, tiny_work: 
         train_asynchronously(source, tiny_work, chosen, tmp_path / "one", seed=3)
 
 
+@pytest.mark.faults
 def test_a_killed_learner_and_a_stopped_run_end_at_the_bits_of_stale_training(
     source: Path, tiny_work: Path, tmp_path: Path
 ) -> None:
