@@ -51,6 +51,7 @@ bench: $(STAMP)
 	$(BIN)/windfire bench decoding --part peers --json docs/figures/decoding_peers.json
 	$(BIN)/windfire bench decoding --part speculative --json docs/figures/decoding_speculative.json
 	$(BIN)/windfire bench decoding --part crossover --json docs/figures/decoding_crossover.json
+	$(BIN)/windfire bench rere --json docs/figures/rere.json
 	$(BIN)/windfire bench smec --json docs/figures/smec.json
 	$(BIN)/windfire bench retrieval --json docs/figures/retrieval.json
 	$(BIN)/windfire bench features --json docs/figures/features.json

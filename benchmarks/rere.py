@@ -18,7 +18,7 @@ from benchmarks.quality_arms import Cases
 from benchmarks.quality_figures import accuracy_figures, gains, list_figures
 from recsys.datasets.prepared import PreparedData
 from recsys.evaluation.answers import VIEWS
-from recsys.evaluation.intervals import draw_users, intervals
+from recsys.evaluation.intervals import draw_users, intervals, smallest_detectable
 from recsys.evaluation.metrics import KS, ndcg, recall
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 CONFIG: Final = Path(__file__).with_name("rere.yaml")
 COMPARED: Final = {"recall": recall, "ndcg": ndcg}
 _SEED: Final = 20260102  # of the bootstrap; any number, but always the same
-_Z_INTERVAL, _Z_POWER = 1.96, 0.84  # 95 % two-sided, 80 % power
 
 
 def bench_rere(
@@ -120,7 +119,7 @@ def differences(
     figures = list[Figure]()
     for (metric, k), interval in zip(wanted, found, strict=True):
         stem, note = f"{name}.{metric}@{k}", f"{len(common)} seeds, each with itself, same users"
-        smallest = (_Z_INTERVAL + _Z_POWER) * (interval.high - interval.low) / (2 * _Z_INTERVAL)
+        smallest = smallest_detectable(interval)
         figures += [
             Figure(f"{stem}.minus.{other}", interval.value, "share", interval.low, interval.high, users.shape[1], note),
             Figure(f"{stem}.detectable.{other}", smallest, "share", n=users.shape[1], note=note),

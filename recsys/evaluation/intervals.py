@@ -132,7 +132,7 @@ def smallest_detectable(difference: Interval) -> float:
     The interval's half width is 1.96 standard errors; 1.96 + 0.84 of them are needed.
 
     Args:
-        difference: from `paired_intervals`.
+        difference: of two methods on the same cases.
     """
     error = (difference.high - difference.low) / (2 * NormalDist().inv_cdf(0.5 + LEVEL / 2))
     return error * (NormalDist().inv_cdf(0.5 + LEVEL / 2) + NormalDist().inv_cdf(POWER))

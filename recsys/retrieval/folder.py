@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from recsys.catalog.arrays import load_json
-from recsys.errors import DataError, InputError, VersionMismatchError
+from recsys.errors import DataError, InputError, VersionMismatchError, WindfireError
 from recsys.retrieval.files import load_index, read_origin, save_index
 from recsys.retrieval.query_encoder import EncoderSpec, QueryEncoder
 from recsys.retrieval.settings import NAMES, IndexSettings, VectorsName
@@ -167,7 +167,7 @@ def _unchanged(directory: Path, origin: dict[str, Any], settings: IndexSettings)
     try:
         known = read_origin(directory)
         return known == origin and load_index(directory).settings == settings
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is built again
+    except (WindfireError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another form: built again
         return False
 
 

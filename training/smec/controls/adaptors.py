@@ -6,6 +6,7 @@ trained jointly; the Search-Adaptor has one of its own per width and needs label
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from training.smec.settings import SmecSettings
 
 
-class _Adaptor(nn.Module):
+class _Adaptor(nn.Module, ABC):
     """What both have in common: the turn to principal axes, and a change per width."""
 
     rotation: Tensor
@@ -43,9 +44,9 @@ class _Adaptor(nn.Module):
         """See `training.smec.course.Course`; an attribute would make it a part of itself."""
         return self
 
+    @abstractmethod
     def adapted(self, x: Tensor, width: int) -> Tensor:
         """(B, width) from turned vectors (B, N)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def reduce(self, vectors: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
