@@ -49,7 +49,7 @@ class CrossBatchMemory:
         self._rows[torch.isin(self._rows, rows)] = _EMPTY
         places = (self._next + torch.arange(len(rows), device=rows.device)) % size
         self._rows[places] = rows
-        self._vectors[places] = vectors.detach()
+        self._vectors[places] = vectors
         self._next = (self._next + len(rows)) % size
 
     @torch.no_grad()
