@@ -184,11 +184,11 @@ class Quality:
         before = [name for name in (settings.base, settings.since) if name]
         for name in before:
             self.prepare(name)
-        key = self._key(dataset)
+        key = self.key(dataset)
         marker = folder / "preparation.json"
         if marker.exists() and (known := read_json(marker))["key"] == key:
             return float(known["cpu_seconds"])
-        steps = self._steps(dataset)
+        steps = self.steps(dataset)
         folder.mkdir(parents=True, exist_ok=True)
         if settings.base and not (folder / "prepared").exists():
             with staged_directory(folder / "prepared") as staged:
@@ -202,15 +202,16 @@ class Quality:
         write_json_atomically(marker, {"key": key, "cpu_seconds": total})
         return total
 
-    def _key(self, dataset: str) -> str:
+    def key(self, dataset: str) -> str:
         """Of all that the preparation reads."""
         settings = self.settings.datasets[dataset]
         offline = json.dumps(settings.offline, sort_keys=True)
-        before = [self._key(name) for name in (settings.base, settings.since) if name]
+        before = [self.key(name) for name in (settings.base, settings.since) if name]
         warm = ["warm"] if settings.warm_start else []
         return sha256_parts([self._source_key(settings), settings.importer, offline, *before, *warm])
 
-    def _steps(self, dataset: str) -> list[list[str]]:
+    def steps(self, dataset: str) -> list[list[str]]:
+        """The commands that prepare a data set."""
         settings, folder, steps = self.settings.datasets[dataset], self.work / "data" / dataset, list[list[str]]()
         tables = str(self._tables(dataset))
         if settings.importer and not settings.base:
