@@ -26,17 +26,10 @@ def codebooks_table(figures: Named) -> Table:
     for dataset in _datasets(figures, r"[\w]+\.codebook\d+"):
         stem = f"quality.{dataset}"
         density = [f"{figures[f'sids.{dataset}.level{level}.density'].value:.3f}" for level in (2, 3)]
-        cells = [_share(figures, f"{stem}.{method}.ndcg@10") for method in ("rows", "children", "plain")]
-        gains = [
-            _gain(figures, f"{stem}.plain.ndcg@10.minus.children"),
-            _gain(figures, f"{stem}.children.ndcg@10.minus.rows"),
-        ]
-        colliding = f"{figures[f'sids.{dataset}.colliding'].value:.0f}"
-        rows.append([dataset.partition("codebook")[2], *density, colliding, *cells, *gains])
-    header = [
-        "T", "density, level 2", "level 3", "colliding", "children and rows", "children", "whole codebook",
-        "whole minus children", "children minus rows",
-    ]  # fmt: skip
+        cells = [_share(figures, f"{stem}.{method}.ndcg@10") for method in ("children", "plain")]
+        gain = _gain(figures, f"{stem}.plain.ndcg@10.minus.children")
+        rows.append([dataset.partition("codebook")[2], *density, *cells, gain])
+    header = ["T", "density, level 2", "level 3", "children", "whole codebook", "whole minus children"]
     return Table("Beauty, leave-one-out: NDCG@10 by codebook size, history masked", header, rows)
 
 
