@@ -198,15 +198,17 @@ class Ensemble:
 
     def score(self, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
         """Histories, oldest first -> (B, I) probabilities, summing to the share of the members that speak."""
-        total = np.float32(0)
-        for scorer in self._scorers:
-            weight = np.maximum(scorer.score(histories), 0) ** self._sharpness  # (B, I)
-            if self._mask_history:
-                for line, history in zip(weight, histories, strict=True):
-                    line[history] = 0.0
-            mass = weight.sum(axis=1, keepdims=True)
-            total = total + weight / np.where(mass > 0, mass, 1) / len(self._scorers)
-        return np.asarray(total, dtype=np.float32)
+        parts = [self._probability(scorer, histories) for scorer in self._scorers]
+        mean: npt.NDArray[np.float32] = np.mean(parts, axis=0)
+        return mean
+
+    def _probability(self, scorer: ItemScorer, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
+        weight = np.maximum(scorer.score(histories), 0) ** self._sharpness  # (B, I)
+        if self._mask_history:
+            for line, history in zip(weight, histories, strict=True):
+                line[history] = 0.0
+        mass = weight.sum(axis=1, keepdims=True)
+        return np.asarray(weight / np.where(mass > 0, mass, 1), dtype=np.float32)
 
 
 def _fit_teacher(
