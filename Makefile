@@ -8,14 +8,18 @@ VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_PLUGIN := serving/vllm_plugin
 export HF_HUB_OFFLINE := 1
+# The bytecode of what is imported is kept, once for all processes; that of the rest of 2.7 GB is never made.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-faults test-vllm vllm-cpu lint bench tables clean
+.PHONY: install demo test test-faults test-vllm vllm-cpu lint bench tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[cpu,dev]'
 	touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/windfire demo $(if $(DATA),--data '$(DATA)') $(if $(MAPPING),--mapping '$(MAPPING)') $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
