@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_PLUGIN := serving/vllm_plugin
 export HF_HUB_OFFLINE := 1
-# The bytecode of what is imported is kept, once for all processes; that of the rest of 2.7 GB is never made.
+# Else each of the many processes that the tests start compiles all our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-faults test-vllm vllm-cpu lint bench tables clean
@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip would use one
 	touch $@
 
 install: $(STAMP)

@@ -111,7 +111,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """A session that plans and compiles little, for logs of a few hundred rows; commands in `test_faults.py` have the
     defaults and end with the same bits.
     """
-    session = start_session("local[1]", tmp_path_factory.mktemp("spark"), FRUGAL, brief=True)
+    session = start_session("local[2]", tmp_path_factory.mktemp("spark"), FRUGAL, brief=True)
     yield session
     stop_session(session)
 
