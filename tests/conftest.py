@@ -53,7 +53,7 @@ def _share(nodeid: str) -> str:
     return OFFLINE if nodeid.startswith(f"{OFFLINE}/") else nodeid.partition("::")[0]
 
 
-class Scheduling(LoadFileScheduling):
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """`--dist loadfile` with the tests of Spark in one place."""
 
     def _split_scope(self, nodeid: str) -> str:
