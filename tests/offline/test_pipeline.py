@@ -231,7 +231,7 @@ def test_no_output_depends_on_files_or_partitions(
     order = np.random.default_rng(5).permutation(len(done.log.events))
     shuffled = [done.log.events[number] for number in order]
     tables = write_tables(tmp_path / "tables", done.log.items[::-1], shuffled, files=7)
-    conf = {"spark.sql.shuffle.partitions": "7", "spark.sql.adaptive.enabled": "false"}
+    conf = {"spark.sql.shuffle.partitions": "7", "spark.sql.adaptive.enabled": "true"}
     before = {name: str(spark.conf.get(name)) for name in conf}
     for name, value in conf.items():
         spark.conf.set(name, value)

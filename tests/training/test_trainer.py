@@ -187,27 +187,26 @@ def test_an_unknown_setting_names_itself() -> None:
         TrainSettings.parse({"model": {"d_modle": 3}})
 
 
-TORCHRUN = """
+# Dropout and a teacher: every process has to go on with its own random numbers.
+RANDOM = {**SMALL, "teacher": {"kind": "ease", "top": 10}, "evaluate_every": 30}
+EXACT = {
+    **SMALL,
+    "model": {**SMALL["model"], "dropout": 0.0, "drop_id": 0.0},  # type: ignore[dict-item]
+    "steps": 50,
+    "evaluate_every": 50,
+    "patience": 99,
+}
+TWO_PROCESSES = """
 import sys
 from pathlib import Path
 import torch
-sys.path.insert(0, {tests!r})
-from conftest_tiny import tiny
-from training.recommender.settings import TrainSettings
-from training.recommender.trainer import train
-train(tiny(), TrainSettings.parse({settings!r}), Path({out!r}), seed=3)
-"""
-
-
-KILLED_BOTH = """
-import sys
-from pathlib import Path
-import torch
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {folder!r})
 from conftest_tiny import tiny
 from training.recommender.settings import TrainSettings
 from training.recommender.trainer import Trainer, train
-settings, out = TrainSettings.parse({settings!r}), Path({out!r})
+out = Path({folder!r})
+train(tiny(), TrainSettings.parse({exact!r}), out / "two", seed=3)
+settings = TrainSettings.parse({random!r})
 train(tiny(), settings, out / "whole", seed=3)
 killed = Trainer(tiny(), settings, out / "parts", seed=3)
 step = killed._step
@@ -224,37 +223,29 @@ train(tiny(), settings, out / "parts", seed=3)
 """
 
 
-def torchrun(tiny_data: PreparedData, tmp_path: Path, text: str) -> None:
-    """Run a script in two processes; it finds `conftest_tiny.tiny()` beside it."""
-    np.savez(tmp_path / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
-    (tmp_path / "conftest_tiny.py").write_text(RELOAD.format(path=str(tmp_path / "tiny.npz")))
-    script = tmp_path / "script.py"
-    script.write_text(text)
+@pytest.fixture(scope="module")
+def two_processes(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes, which start once for all: `two`, `whole`, and `parts`, which was interrupted."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    np.savez(folder / "tiny.npz", **arrays(tiny_data))  # type: ignore[arg-type]
+    (folder / "conftest_tiny.py").write_text(RELOAD.format(path=str(folder / "tiny.npz")))
+    script = folder / "script.py"
+    script.write_text(TWO_PROCESSES.format(folder=str(folder), exact=EXACT, random=RANDOM))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     loopback = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *loopback, str(script)], check=True, timeout=100, capture_output=True, env=environment)
+    subprocess.run([*command, *loopback, str(script)], check=True, timeout=200, capture_output=True, env=environment)
+    return folder
 
 
-def test_two_processes_continue_bit_for_bit(tiny_data: PreparedData, tmp_path: Path) -> None:
-    """With dropout and a teacher: every process goes on with its own random numbers."""
-    same = {**SMALL, "teacher": {"kind": "ease", "top": 10}, "evaluate_every": 30}
-    torchrun(tiny_data, tmp_path, KILLED_BOTH.format(tests=str(tmp_path), settings=same, out=str(tmp_path)))
-    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+def test_two_processes_continue_bit_for_bit(two_processes: Path) -> None:
+    one, two = weights(two_processes / "whole"), weights(two_processes / "parts")
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_processes_equal_one(tiny_data: PreparedData, tmp_path: Path) -> None:
-    same = {
-        **SMALL,
-        "model": {**SMALL["model"], "dropout": 0.0, "drop_id": 0.0},  # type: ignore[dict-item]
-        "steps": 50,
-        "evaluate_every": 50,
-        "patience": 99,
-    }
-    train(tiny_data, TrainSettings.parse(same), tmp_path / "one", seed=3)
-    torchrun(tiny_data, tmp_path, TORCHRUN.format(tests=str(tmp_path), settings=same, out=str(tmp_path / "two")))
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+def test_two_processes_equal_one(two_processes: Path, tiny_data: PreparedData, tmp_path: Path) -> None:
+    train(tiny_data, TrainSettings.parse(EXACT), tmp_path / "one", seed=3)
+    one, two = weights(tmp_path / "one"), weights(two_processes / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
