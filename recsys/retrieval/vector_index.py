@@ -66,6 +66,17 @@ class Built:
         """Whether row r stands at position r."""
         return not len(self.rows) or int(self.rows[-1]) == len(self.rows) - 1
 
+    def places(self, rows: Rows) -> tuple[Positions, Positions]:
+        """Which of (m,) rows are here, by their place in `rows`, and the positions where they stand.
+
+        In time that hardly grows with the segment: a change of one item must not look at all of them.
+        """
+        if not len(self.rows):
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        near = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)  # (m,)
+        here = np.flatnonzero(self.rows[near] == rows)
+        return here, near[here]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
@@ -99,8 +110,8 @@ class State:
 
     def without(self, rows: Rows) -> State:
         """These rows taken out, where they are."""
-        gone = np.isin(self.built.rows, rows, assume_unique=True)
-        dead = gone if self.dead is None else self.dead | gone
+        dead = np.zeros(len(self.built.rows), dtype=np.bool_) if self.dead is None else self.dead.copy()
+        dead[self.built.places(rows)[1]] = True
         kept = ~np.isin(self.rows, rows, assume_unique=True)
         return replace(
             self,
@@ -112,7 +123,9 @@ class State:
 
     def holds(self, rows: Rows) -> Bools:
         """(m,) whether each row has a vector."""
-        held: Bools = np.isin(rows, self.built.rows[self.living()]) | np.isin(rows, self.rows)
+        held: Bools = np.isin(rows, self.rows)
+        asked, places = self.built.places(rows)
+        held[asked] |= True if self.dead is None else ~self.dead[places]
         return held
 
 
@@ -154,17 +167,18 @@ class VectorIndex:
         return len(state.rows) > self.settings.fresh_most or 2 * gone > len(state.built.rows)
 
     def vector(self, row: int) -> Vectors | None:
-        """The (D,) vector of a row as it is compared; None where it has none."""
+        """The (D,) vector of a row as it is compared, a copy; None where it has none."""
         state = self._state
         fresh = np.flatnonzero(state.rows == row)
         if fresh.size:
-            put: Vectors = state.vectors[int(fresh[0])]
+            put: Vectors = state.vectors[int(fresh[0])].copy()
             return put
         rows = state.built.rows
         place = int(np.searchsorted(rows, row))
         if place == len(rows) or rows[place] != row or (state.dead is not None and state.dead[place]):
             return None
-        vector: Vectors = state.built.vectors[place]
+        # no view: a rebuild may let go of faiss's memory while the caller still reads
+        vector: Vectors = state.built.vectors[place].copy()
         return vector
 
     def search(self, query: npt.NDArray[Any], k: int, allowed: Bools | None = None) -> Found:
