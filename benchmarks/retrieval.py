@@ -29,10 +29,10 @@ from benchmarks.quality import Quality
 from benchmarks.quality_settings import QualitySettings
 from benchmarks.settings_file import load_settings
 from benchmarks.table import Table
-from recsys.bundle.compressor import load_compressor
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.retrieval.checks import unit_length
+from recsys.retrieval.compressing import open_compressor
 from recsys.retrieval.files import load_index, read_origin, save_index
 from recsys.retrieval.folder import vectors_checksum
 from recsys.retrieval.settings import IndexSettings
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from recsys.models.smec import Compressor
+    from recsys.retrieval.compressing import Shortener
     from recsys.retrieval.vector_index import VectorIndex
 
     Vectors = npt.NDArray[np.float32]
@@ -76,6 +76,7 @@ class RetrievalSettings(BaseModel):
     indexes: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     dimensions: list[Positive]
     short: list[str]
+    second: list[Positive]
     within: Positive
     compressor: dict[str, Any]
 
@@ -83,15 +84,19 @@ class RetrievalSettings(BaseModel):
     def _known(self) -> Self:
         if unknown := set(self.short) - set(self.indexes):
             raise ValueError(f"no index is called {', '.join(sorted(unknown))}")
+        if unknown_widths := set(self.second) - set(self.dimensions):
+            raise ValueError(f"a second look at dimensions that are not measured: {sorted(unknown_widths)}")
         return self
 
 
 class _Arm(NamedTuple):
-    """An index, and the queries as it compares them."""
+    """An index where it lies, the queries as it takes them, and the seconds of its build."""
 
     stem: str
     held: VectorIndex
     queries: Vectors
+    folder: Path
+    seconds: float
 
 
 def bench(
@@ -121,17 +126,18 @@ def bench(
         masks |= {f"share{_PERCENT * share:g}.": rng.random(settings.items) < share for share in settings.shares}
         exact = {name: nearest(vectors, queries, mask, settings.answer) for name, mask in masks.items()}
         figures: list[Figure] = []
-        arms: list[_Arm] = []
-        compressor = fitted(settings, found, work, say) if settings.dimensions else None
-        for width in [vectors.shape[1], *settings.dimensions]:
-            short = width != vectors.shape[1] and compressor is not None
-            held, asked = (_reduced(compressor, each, width) if short else each for each in (vectors, queries))
-            for name in settings.short if short else settings.indexes:
-                folder = work / "indexes" / (f"{name}_{width}" if short else name)
-                seconds = _built(held, IndexSettings.parse(settings.indexes[name]), folder, say)
-                stem = f"retrieval.items{settings.items}.d{width}.{name}"
-                arms.append(_Arm(stem, load_index(folder, verify=False), asked))
-                figures += _sizes(stem, folder, seconds, settings.items)
+        run = fitted(settings, found, work, say) if settings.dimensions else work
+        full = vectors.shape[1]
+        arms = [_arm(settings, name, vectors, full, queries, work, say) for name in settings.indexes]
+        for width in settings.dimensions:
+            shortener = open_compressor(run / "model" / f"compressor_{width}.onnx")
+            held, asked = shortener(vectors), shortener(queries)
+            for name in settings.short:
+                arms.append(_arm(settings, name, held, width, asked, work, say))
+                if width in settings.second:
+                    arms.append(_arm(settings, name, vectors, width, queries, work, say, shortener))
+        for arm in arms:
+            figures += _sizes(arm, settings.items)
         for prefix, mask in masks.items():
             for arm in arms:
                 figures += _recall(arm, prefix, mask, exact[prefix], settings)
@@ -191,8 +197,26 @@ def real_vectors(settings: RetrievalSettings, work: Path, say: Callable[[str], N
     return np.concatenate(parts)
 
 
-def fitted(settings: RetrievalSettings, vectors: Vectors, work: Path, say: Callable[[str], None]) -> Compressor:
-    """SMEC on the real vectors, without labels; once for the same vectors and settings.
+def _arm(
+    settings: RetrievalSettings,
+    name: str,
+    vectors: Vectors,
+    width: int,
+    queries: Vectors,
+    work: Path,
+    say: Callable[[str], None],
+    shortener: Shortener | None = None,
+) -> _Arm:
+    """One index, built unless it is there; with a shortener whole vectors are given and searched by shorter ones."""
+    label = name if shortener is None else f"{name}_second"
+    folder = work / "indexes" / f"{label}_{width}"
+    seconds = _built(vectors, IndexSettings.parse(settings.indexes[name]), folder, say, shortener)
+    stem = f"retrieval.items{settings.items}.d{width}.{label}"
+    return _Arm(stem, load_index(folder, verify=False), queries, folder, seconds)
+
+
+def fitted(settings: RetrievalSettings, vectors: Vectors, work: Path, say: Callable[[str], None]) -> Path:
+    """The run of a SMEC on the real vectors, without labels; once for the same vectors and settings.
 
     Raises:
         ConfigError: the vectors cannot be halved down to the smallest dimension.
@@ -203,13 +227,7 @@ def fitted(settings: RetrievalSettings, vectors: Vectors, work: Path, say: Calla
     run = work / "compressors" / key[:16]
     manifest = train_smec(VectorData.unlabelled(vectors), chosen, run, seed=settings.seed)
     say(f"compressor fitted in {manifest['cpu_seconds']:.0f} s of processor time")
-    return load_compressor(run / "model")
-
-
-def _reduced(compressor: Compressor | None, vectors: Vectors, width: int) -> Vectors:
-    assert compressor is not None  # noqa: S101 - for the type checker
-    parts = range(0, len(vectors), _AT_ONCE)
-    return np.concatenate([compressor.reduce(vectors[begin : begin + _AT_ONCE], width) for begin in parts])
+    return run
 
 
 def nearest(vectors: Vectors, queries: Vectors, mask: Mask, k: int) -> npt.NDArray[np.int64]:
@@ -228,16 +246,23 @@ def nearest(vectors: Vectors, queries: Vectors, mask: Mask, k: int) -> npt.NDArr
     return best
 
 
-def _built(vectors: Vectors, settings: IndexSettings, folder: Path, say: Callable[[str], None]) -> float:
+def _built(
+    vectors: Vectors,
+    settings: IndexSettings,
+    folder: Path,
+    say: Callable[[str], None],
+    shortener: Shortener | None,
+) -> float:
     """Seconds of the build, now or when it was made."""
-    key = sha256_parts([vectors_checksum(vectors), json.dumps(settings.model_dump(), sort_keys=True)])
+    parts = [vectors_checksum(vectors), json.dumps(settings.model_dump(), sort_keys=True)]
+    key = sha256_parts(parts if shortener is None else [*parts, shortener.graph])
     try:
         origin = read_origin(folder)
     except DataError:
         origin = {}
     if origin.get("key") != key:
         began = time.perf_counter()
-        index = build_index(vectors, settings)
+        index = build_index(vectors, settings, shortener=shortener)
         origin = {"key": key, "seconds": time.perf_counter() - began}
         save_index(index, folder, origin=origin)
     seconds = float(origin["seconds"])
@@ -245,11 +270,12 @@ def _built(vectors: Vectors, settings: IndexSettings, folder: Path, say: Callabl
     return seconds
 
 
-def _sizes(stem: str, folder: Path, seconds: float, items: int) -> list[Figure]:
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+def _sizes(arm: _Arm, items: int) -> list[Figure]:
+    stem = arm.stem
+    sizes = {path.name: path.stat().st_size for path in arm.folder.iterdir()}
     searched = sum(size for name, size in sizes.items() if name != "vectors.npy")
     return [
-        Figure(f"{stem}.build_s", seconds, "s", n=items, note="one thread"),
+        Figure(f"{stem}.build_s", arm.seconds, "s", n=items, note="one thread"),
         Figure(f"{stem}.bytes_per_item", searched / items, "bytes", n=items, note="what a search walks through"),
         Figure(
             f"{stem}.disk_bytes_per_item",

@@ -40,11 +40,12 @@ class GraphCompressor:
                 value=str(path),
                 remedy="give a run of `windfire train smec`, and one of its widths",
             )
+        self.graph = path.read_bytes()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = _WARNINGS
         try:
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no class of their own
             raise CorruptionError(
                 f"{path.name} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}",

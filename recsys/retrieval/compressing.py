@@ -24,6 +24,8 @@ class Shortener(Protocol):
     """N of what goes in."""
     width: int
     """D of what comes out."""
+    graph: bytes
+    """Its ONNX file."""
 
     def __call__(self, vectors: npt.NDArray[np.floating]) -> Vectors:
         """(B, D) of unit length from (B, N); a zero vector stays one."""
@@ -94,21 +96,17 @@ def open_compressor(path: Path) -> Shortener:
     return GraphCompressor(path)
 
 
-def place_compressor(source: Path, folder: Path, name: str) -> CompressorSpec:
-    """Copy a graph into a folder of indexes.
+def place_compressor(compressor: Shortener, folder: Path, name: str) -> CompressorSpec:
+    """Write a graph into a folder of indexes.
 
     Args:
-        source: the ONNX file.
+        compressor: opened.
         folder: of the indexes.
         name: of the index.
-
-    Raises:
-        ConfigError, CorruptionError, DataError: see `open_compressor`.
     """
-    found = open_compressor(source)
     file = compressor_file(name)
-    write_bytes_atomically(folder / file, source.read_bytes())
-    return CompressorSpec(file, sha256_file(folder / file), found.dimension, found.width)
+    write_bytes_atomically(folder / file, compressor.graph)
+    return CompressorSpec(file, sha256_file(folder / file), compressor.dimension, compressor.width)
 
 
 def compressor_file(name: str) -> str:

@@ -170,6 +170,7 @@ def write_retrieval(
     encoder: EncoderSpec | None = None,
     own: Collection[VectorsName] = (),
     compressors: Mapping[VectorsName, Path] | None = None,
+    second_look: bool = False,
     progress: Callable[[str, int], None] = lambda _, __: None,
 ) -> list[VectorsName]:
     """Build what changed of a catalogue's indexes; an index over the same vectors with the same settings stays.
@@ -182,6 +183,8 @@ def write_retrieval(
         encoder: of the text vectors.
         own: names of vectors that were made for the index and are not the work directory's.
         compressors: ONNX files of `windfire train smec` by the name of the vectors that they shorten.
+        second_look: shorter vectors only propose; the vectors as they are lie on the disk, and candidates are scored
+            by them.
         progress: told the name of an index and how many vectors are in.
 
     Returns:
@@ -210,13 +213,19 @@ def write_retrieval(
     placed: dict[VectorsName, CompressorSpec] = {}
     for name, values in vectors.items():
         origin = {"vectors": name, "own": name in own, "sha256": vectors_checksum(values)}
-        if compressors is not None and name in compressors:
-            placed[name] = place_compressor(compressors[name], folder, name)
-            origin["compressor"] = placed[name].sha256
+        shortener = shorteners.get(name)
+        if shortener is not None:
+            origin |= {"compressor": sha256_parts([shortener.graph]), "second_look": second_look}
+        if shortener is not None and not second_look:
+            placed[name] = place_compressor(shortener, folder, name)
         if _unchanged(folder / name, origin, settings):
             continue
-        taken = shorteners[name](values) if name in shorteners else values
-        index = build_index(taken, settings, progress=lambda count, name=name: progress(name, count))  # type: ignore[misc]
+        index = build_index(
+            shortener(values) if shortener is not None and not second_look else values,
+            settings,
+            progress=lambda count, name=name: progress(name, count),  # type: ignore[misc]
+            shortener=shortener if second_look else None,
+        )
         save_index(index, folder / name, origin=origin)
         built.append(name)
     _finish(folder, list(vectors), item_ids, encoder, placed)

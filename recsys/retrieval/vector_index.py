@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from recsys.decoding.packed import bits_of
-from recsys.errors import InputError
+from recsys.errors import ConfigError, InputError
 from recsys.retrieval.checks import check_rows, check_vectors, unit_length
 from recsys.retrieval.kinds import build
 from recsys.retrieval.settings import IndexSettings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from recsys.decoding.packed import Bools
     from recsys.retrieval.checks import Rows, Vectors
+    from recsys.retrieval.compressing import Shortener
     from recsys.retrieval.kinds import Positions, Proposer
 
 Number = TypeVar("Number", np.float32, np.float64)
@@ -136,11 +137,15 @@ class VectorIndex:
         state: see `build_index` and `recsys.retrieval.files.load_index`.
         settings: of the index.
         cosine: whether vectors and queries are brought to length 1.
+        shortener: of the built segment, see `build_index`.
     """
 
-    def __init__(self, state: State, settings: IndexSettings, *, cosine: bool) -> None:
+    def __init__(
+        self, state: State, settings: IndexSettings, *, cosine: bool, shortener: Shortener | None = None
+    ) -> None:
         self.settings = settings
         self.cosine = cosine
+        self.shortener = shortener
         self._state = state
         self._writing = threading.Lock()
         self._rebuilding = threading.Lock()
@@ -265,7 +270,7 @@ class VectorIndex:
             rows = np.concatenate([before.built.rows[living], before.rows])
             vectors = np.concatenate([before.built.vectors[living], before.vectors])
             order = np.argsort(rows, kind="stable")
-            built = build_segment(rows[order], vectors[order], self.settings, progress)
+            built = build_segment(rows[order], vectors[order], self.settings, progress, self.shortener)
             with self._writing:
                 self._state = _carried(before, self._state, built)
 
@@ -300,6 +305,7 @@ def build_index(
     rows: npt.NDArray[np.integer] | None = None,
     cosine: bool = True,
     progress: Callable[[int], None] = lambda _: None,
+    shortener: Shortener | None = None,
 ) -> VectorIndex:
     """Build an index.
 
@@ -309,10 +315,18 @@ def build_index(
         rows: (N,) catalogue rows; None = 0..N-1.
         cosine: bring vectors to length 1 and compare by cosine; else by inner product.
         progress: told how many vectors are in.
+        shortener: what is searched through are shorter vectors; `rescore` times as many candidates as are wanted
+            are then scored by the vectors as they are, which a saved index leaves on the disk.
 
     Raises:
-        InputError: vectors that are not finite, or rows that do not fit or stand twice.
+        ConfigError: a shortener, whose vectors have length 1, where lengths count.
+        InputError: vectors that are not finite, or of another dimension than the shortener takes, or rows that do not
+            fit or stand twice.
     """
+    if shortener is not None and not cosine:
+        raise ConfigError(
+            "shorter vectors have no lengths", field="cosine", value=cosine, remedy="compare by cosine, or leave them"
+        )
     checked = check_vectors(np.asarray(vectors))
     taken = check_rows(np.arange(len(checked)) if rows is None else np.asarray(rows), len(checked))
     order = np.argsort(taken, kind="stable")
@@ -321,16 +335,21 @@ def build_index(
         order = order[checked[order].any(axis=1)]
     if len(order) < len(checked) or rows is not None:
         taken, checked = taken[order], checked[order]
-    return VectorIndex(State.of(build_segment(taken, checked, settings, progress)), settings, cosine=cosine)
+    built = build_segment(taken, checked, settings, progress, shortener)
+    return VectorIndex(State.of(built), settings, cosine=cosine, shortener=shortener)
 
 
 def build_segment(
-    rows: Rows, vectors: Vectors, settings: IndexSettings, progress: Callable[[int], None] = lambda _: None
+    rows: Rows,
+    vectors: Vectors,
+    settings: IndexSettings,
+    progress: Callable[[int], None] = lambda _: None,
+    shortener: Shortener | None = None,
 ) -> Built:
     """A built segment of (n,) rising rows and their (n, D) vectors as they are compared."""
     if not len(rows):
         return Built(None, rows, vectors)
-    made = build(vectors, settings, progress)
+    made = build(vectors, settings, progress, shortener)
     held = made.stored()
     return Built(made, rows, vectors if held is None else held)
 
@@ -348,7 +367,7 @@ def _near(
     if count > max(settings.exact_rows, k) and share > settings.exact_share:
         places = built.proposer.propose(query, k, None if mask is None else bits_of(mask), share)
         if len(places) >= k:  # else the search lost its way among what is hidden
-            return built.rows[places], built.vectors[places], built.proposer.kind == "flat"
+            return built.rows[places], built.vectors[places], built.proposer.exact
     places = _best(built.vectors, query, k, mask)
     return built.rows[places], built.vectors[places], True
 

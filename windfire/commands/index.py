@@ -40,6 +40,10 @@ def build(
         typer.Option(help="NAME=RUN: shorten the vectors of this name by a run of `windfire train smec`; repeatable."),
     ] = None,
     width: Annotated[int, typer.Option(min=1, help="Of shortened vectors: one of the run's.")] = 48,
+    second_look: Annotated[
+        bool,
+        typer.Option("--second-look", help="Score candidates by whole vectors, left on the disk."),
+    ] = False,
 ) -> None:
     """Build what changed; whatever is there and fits stays."""
     from rich.console import Console
@@ -66,6 +70,7 @@ def build(
             encoder=spec if "text" in chosen else None,
             own=["text"] if encode else [],
             compressors=_compressors(compressor or [], width),
+            second_look=second_look,
             progress=lambda name, count: bars.update(tasks[name], completed=count),
         )
     _show(data / RETRIEVAL, set(built))
