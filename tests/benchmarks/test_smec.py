@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
         "halvings": 1, "steps": 4, "warmup_steps": 1, "batch": 8, "anchors": 8, "neighbours": 2, "memory": 20, "hard": 5
     },
     "grid": {"supervised": {"learning_rate": [0.001, 0.01]}, "unsupervised": {"rotate": [False, True]}},
+    "own": {"search_adaptor": {"recovery": [0.1, 1.0]}},
 }  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def test_the_choice_never_sees_the_test(settings: BenchSettings, tiny_work: Path
     assert chosen[0] == chosen[1]
     assert files[0].keys() == files[1].keys()
     held_out = [name for name, gains in files[0].items() if len(gains) != 20]
-    assert len(held_out) == 2 * 7 + 2 * 6 + 2  # two choices for each trained method and for PCA
+    assert len(held_out) == 2 * 6 + 4 + 2 * 6 + 2  # two choices for each trained method and for PCA, four for one
     assert all(np.array_equal(files[0][name], files[1][name]) for name in held_out)
 
 
