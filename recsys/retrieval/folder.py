@@ -92,6 +92,13 @@ class Retrieval:
             )
         index.put(rows, self.short(name, np.asarray(vectors)))
 
+    def dimension(self, name: VectorsName) -> int | None:
+        """D of the vectors that `put` takes; None where there is no such index."""
+        index, compressor = self.indexes.get(name), self.compressors.get(name)
+        if index is None:
+            return None
+        return index.dimension if compressor is None else compressor.dimension
+
     def short(self, name: VectorsName, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Vectors as an index holds and compares them: (N, d) from the (N, D) of their encoder.
 

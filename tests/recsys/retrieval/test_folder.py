@@ -277,6 +277,8 @@ def test_a_compressed_index_is_served_by_the_bundles_own_graph(
     assert similar is not None
     np.testing.assert_allclose(similar.found.scores, np.sort(short @ short[7])[::-1], atol=1e-5)
     # a new item comes as its encoder made it
+    assert (retrieval.dimension("text"), retrieval.dimension("given")) == (6, None)
+    assert retrieval.dimension("collaborative") == data.collaborative.shape[1]
     retrieval.put("text", np.array([48]), data.text[7:8] * 3)
     twin = retrieval.similar(48, 2, None, "text")
     assert twin is not None
