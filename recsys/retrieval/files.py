@@ -24,8 +24,9 @@ from recsys.catalog.arrays import load_array, load_json, save_array
 from recsys.errors import CorruptionError, DataError
 from recsys.retrieval.compressing import open_compressor
 from recsys.retrieval.kinds import CLASSES, FaissIndex
+from recsys.retrieval.segments import Built, State
 from recsys.retrieval.settings import IndexSettings
-from recsys.retrieval.vector_index import Built, State, VectorIndex
+from recsys.retrieval.vector_index import VectorIndex
 from recsys.storage import (
     sha256_file,
     sha256_parts,
