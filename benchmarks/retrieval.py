@@ -4,19 +4,23 @@ The vectors are drawn from a mixture that is fitted to real ones: k-means cluste
 covariance (a draw is the mean plus a normal combination of the cluster's centred members, which has exactly their
 covariance and needs no matrix of it). Real vectors have near neighbours that are more alike than this; what the indexes
 have to find apart is real in its clusters and directions, and of any number.
+
+Indexes over shorter vectors are made by a compressor that saw the real vectors and no labels, and are compared with the
+exact answer over the vectors as they are.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from threadpoolctl import threadpool_limits
 
 from benchmarks.decoding_parts.timing import middle, take_turns
@@ -28,17 +32,22 @@ from benchmarks.table import Table
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.retrieval.checks import unit_length
+from recsys.retrieval.compressing import open_compressor
 from recsys.retrieval.files import load_index, read_origin, save_index
 from recsys.retrieval.folder import vectors_checksum
 from recsys.retrieval.settings import IndexSettings
 from recsys.retrieval.vector_index import build_index
 from recsys.storage import sha256_parts
+from training.smec.data import VectorData
+from training.smec.settings import SmecSettings
+from training.smec.trainer import train_smec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
 
+    from recsys.retrieval.compressing import Shortener
     from recsys.retrieval.vector_index import VectorIndex
 
     Vectors = npt.NDArray[np.float32]
@@ -65,6 +74,29 @@ class RetrievalSettings(BaseModel):
     answer: Positive
     shares: list[Share]
     indexes: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    dimensions: list[Positive]
+    short: list[str]
+    second: list[Positive]
+    within: Positive
+    compressor: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if unknown := set(self.short) - set(self.indexes):
+            raise ValueError(f"no index is called {', '.join(sorted(unknown))}")
+        if unknown_widths := set(self.second) - set(self.dimensions):
+            raise ValueError(f"a second look at dimensions that are not measured: {sorted(unknown_widths)}")
+        return self
+
+
+class _Arm(NamedTuple):
+    """An index where it lies, the queries as it takes them, and the seconds of its build."""
+
+    stem: str
+    held: VectorIndex
+    queries: Vectors
+    folder: Path
+    seconds: float
 
 
 def bench(
@@ -94,17 +126,22 @@ def bench(
         masks |= {f"share{_PERCENT * share:g}.": rng.random(settings.items) < share for share in settings.shares}
         exact = {name: nearest(vectors, queries, mask, settings.answer) for name, mask in masks.items()}
         figures: list[Figure] = []
-        indexes: dict[str, VectorIndex] = {}
-        for name, chosen in settings.indexes.items():
-            folder = work / "indexes" / name
-            seconds = _built(vectors, IndexSettings.parse(chosen), folder, say)
-            indexes[name] = load_index(folder, verify=False)
-            figures += _sizes(_stem(settings, vectors, name), folder, seconds, settings.items)
+        run = fitted(settings, found, work, say) if settings.dimensions else work
+        full = vectors.shape[1]
+        arms = [_arm(settings, name, vectors, full, queries, work, say) for name in settings.indexes]
+        for width in settings.dimensions:
+            shortener = open_compressor(run / "model" / f"compressor_{width}.onnx")
+            held, asked = shortener(vectors), shortener(queries)
+            for name in settings.short:
+                arms.append(_arm(settings, name, held, width, asked, work, say))
+                if width in settings.second:
+                    arms.append(_arm(settings, name, vectors, width, queries, work, say, shortener))
+        for arm in arms:
+            figures += _sizes(arm, settings.items)
         for prefix, mask in masks.items():
-            for name, index in indexes.items():
-                stem = f"{_stem(settings, vectors, name)}.{prefix}"
-                figures.append(_recall(stem, index, queries, mask, exact[prefix], settings.answer))
-            figures += _times(settings, vectors, indexes, queries, prefix, mask, rng)
+            for arm in arms:
+                figures += _recall(arm, prefix, mask, exact[prefix], settings)
+            figures += _times(settings, arms, prefix, mask, rng)
     machine = environment() | {"threads": 1}
     return Report(command, settings.model_dump(), [settings.seed], figures, started, machine)
 
@@ -160,6 +197,39 @@ def real_vectors(settings: RetrievalSettings, work: Path, say: Callable[[str], N
     return np.concatenate(parts)
 
 
+def _arm(
+    settings: RetrievalSettings,
+    name: str,
+    vectors: Vectors,
+    width: int,
+    queries: Vectors,
+    work: Path,
+    say: Callable[[str], None],
+    shortener: Shortener | None = None,
+) -> _Arm:
+    """One index, built unless it is there; with a shortener whole vectors are given and searched by shorter ones."""
+    label = name if shortener is None else f"{name}_second"
+    folder = work / "indexes" / f"{label}_{width}"
+    seconds = _built(vectors, IndexSettings.parse(settings.indexes[name]), folder, say, shortener)
+    stem = f"retrieval.items{settings.items}.d{width}.{label}"
+    return _Arm(stem, load_index(folder, verify=False), queries, folder, seconds)
+
+
+def fitted(settings: RetrievalSettings, vectors: Vectors, work: Path, say: Callable[[str], None]) -> Path:
+    """The run of a SMEC on the real vectors, without labels; once for the same vectors and settings.
+
+    Raises:
+        ConfigError: the vectors cannot be halved down to the smallest dimension.
+    """
+    halvings = max(1, round(math.log2(vectors.shape[1] / min(settings.dimensions))))
+    chosen = SmecSettings.parse({**settings.compressor, "halvings": halvings})
+    key = sha256_parts([vectors_checksum(vectors), chosen.model_dump_json(), str(settings.seed)])
+    run = work / "compressors" / key[:16]
+    manifest = train_smec(VectorData.unlabelled(vectors), chosen, run, seed=settings.seed)
+    say(f"compressor fitted in {manifest['cpu_seconds']:.0f} s of processor time")
+    return run
+
+
 def nearest(vectors: Vectors, queries: Vectors, mask: Mask, k: int) -> npt.NDArray[np.int64]:
     """(Q, k) rows of the k largest inner products, in any order, by comparing everything."""
     rows = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
@@ -176,16 +246,23 @@ def nearest(vectors: Vectors, queries: Vectors, mask: Mask, k: int) -> npt.NDArr
     return best
 
 
-def _built(vectors: Vectors, settings: IndexSettings, folder: Path, say: Callable[[str], None]) -> float:
+def _built(
+    vectors: Vectors,
+    settings: IndexSettings,
+    folder: Path,
+    say: Callable[[str], None],
+    shortener: Shortener | None,
+) -> float:
     """Seconds of the build, now or when it was made."""
-    key = sha256_parts([vectors_checksum(vectors), json.dumps(settings.model_dump(), sort_keys=True)])
+    parts = [vectors_checksum(vectors), json.dumps(settings.model_dump(), sort_keys=True)]
+    key = sha256_parts(parts if shortener is None else [*parts, shortener.graph])
     try:
         origin = read_origin(folder)
     except DataError:
         origin = {}
     if origin.get("key") != key:
         began = time.perf_counter()
-        index = build_index(vectors, settings)
+        index = build_index(vectors, settings, shortener=shortener)
         origin = {"key": key, "seconds": time.perf_counter() - began}
         save_index(index, folder, origin=origin)
     seconds = float(origin["seconds"])
@@ -193,15 +270,12 @@ def _built(vectors: Vectors, settings: IndexSettings, folder: Path, say: Callabl
     return seconds
 
 
-def _stem(settings: RetrievalSettings, vectors: Vectors, name: str) -> str:
-    return f"retrieval.items{settings.items}.d{vectors.shape[1]}.{name}"
-
-
-def _sizes(stem: str, folder: Path, seconds: float, items: int) -> list[Figure]:
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+def _sizes(arm: _Arm, items: int) -> list[Figure]:
+    stem = arm.stem
+    sizes = {path.name: path.stat().st_size for path in arm.folder.iterdir()}
     searched = sum(size for name, size in sizes.items() if name != "vectors.npy")
     return [
-        Figure(f"{stem}.build_s", seconds, "s", n=items, note="one thread"),
+        Figure(f"{stem}.build_s", arm.seconds, "s", n=items, note="one thread"),
         Figure(f"{stem}.bytes_per_item", searched / items, "bytes", n=items, note="what a search walks through"),
         Figure(
             f"{stem}.disk_bytes_per_item",
@@ -214,34 +288,37 @@ def _sizes(stem: str, folder: Path, seconds: float, items: int) -> list[Figure]:
 
 
 def _recall(
-    stem: str, index: VectorIndex, queries: Vectors, mask: Mask, exact: npt.NDArray[np.int64], k: int
-) -> Figure:
-    shares = [
-        np.isin(true, index.search(query, k, mask).rows).mean() for query, true in zip(queries, exact, strict=True)
+    arm: _Arm, prefix: str, mask: Mask, exact: npt.NDArray[np.int64], settings: RetrievalSettings
+) -> list[Figure]:
+    """Of the exact answer over the vectors as they are, among as many and among `within` times as many."""
+    k, deep = settings.answer, settings.answer * settings.within
+    few, many = [], []
+    for query, true in zip(arm.queries, exact, strict=True):
+        few.append(np.isin(true, arm.held.search(query, k, mask).rows).mean())
+        many.append(np.isin(true, arm.held.search(query, deep, mask).rows).mean())
+    stem, n = f"{arm.stem}.{prefix}", len(arm.queries)
+    note = "of the exact answer at full dimension"
+    return [
+        Figure(f"{stem}recall@{k}", float(np.mean(few)), "share", n=n, note=note),
+        Figure(f"{stem}within@{deep}", float(np.mean(many)), "share", n=n, note=f"{note}, {k} items"),
     ]
-    return Figure(f"{stem}recall@{k}", float(np.mean(shares)), "share", n=len(queries), note="of the exact answer")
 
 
 def _times(
-    settings: RetrievalSettings,
-    vectors: Vectors,
-    indexes: dict[str, VectorIndex],
-    queries: Vectors,
-    prefix: str,
-    mask: Mask,
-    rng: np.random.Generator,
+    settings: RetrievalSettings, arms: list[_Arm], prefix: str, mask: Mask, rng: np.random.Generator
 ) -> list[Figure]:
     calls: dict[str, Callable[[int], object]] = {
-        name: lambda number, index=index: index.search(queries[number % len(queries)], settings.answer, mask)  # type: ignore[misc]
-        for name, index in indexes.items()
+        arm.stem: lambda number, arm=arm: arm.held.search(  # type: ignore[misc]
+            arm.queries[number % len(arm.queries)], settings.answer, mask
+        )
+        for arm in arms
     }
     figures = []
-    for name, values in take_turns(calls, dict.fromkeys(calls, settings.rounds), rng).items():
-        stem = f"{_stem(settings, vectors, name)}.{prefix}"
+    for stem, values in take_turns(calls, dict.fromkeys(calls, settings.rounds), rng).items():
         high = float(np.percentile(values, 99))
         figures += [
-            middle(f"{stem}p50_ms", values, "ms", rng),
-            Figure(f"{stem}p99_ms", high, "ms", n=len(values), note="over rounds"),
+            middle(f"{stem}.{prefix}p50_ms", values, "ms", rng),
+            Figure(f"{stem}.{prefix}p99_ms", high, "ms", n=len(values), note="over rounds"),
         ]
     return figures
 
@@ -267,7 +344,7 @@ def retrieval_table(figures: dict[str, Figure]) -> Table:
     header = ["index", "build, s", "bytes per item", "with vectors"]
     for share in ("", *shares):
         where = f", {share.removeprefix('share')} % eligible" if share else ""
-        header += [f"recall@100{where}", "p50, ms", "p99, ms"]
+        header += [f"recall@100{where}", *([] if share else ["in the nearest 400"]), "p50, ms", "p99, ms"]
     rows = []
     for stem in stems:
         _, items, width, name = stem.split(".")
@@ -275,7 +352,8 @@ def retrieval_table(figures: dict[str, Figure]) -> Table:
         for share in ("", *(f"{share}." for share in shares)):
             recall = next(f.value for n, f in figures.items() if n.startswith(f"{stem}.{share}recall@"))
             times = [f"{figures[f'{stem}.{share}{part}_ms'].value:.3g}" for part in ("p50", "p99")]
-            cells += [f"{recall:.3f}", *times]
+            within = [next(f.value for n, f in figures.items() if n.startswith(f"{stem}.{share}within@"))]
+            cells += [f"{recall:.3f}", *([] if share else [f"{value:.3f}" for value in within]), *times]
         shown = f"{name}, {int(items.removeprefix('items')):,} x {width.removeprefix('d')}"
         rows.append([shown, f"{figures[f'{stem}.build_s'].value:.3g}", *cells])
     return Table("indexes over drawn vectors, one thread, medians over rounds", header, rows)

@@ -26,7 +26,6 @@ from recsys.evaluation.intervals import draw_users, intervals, paired_intervals,
 from recsys.storage import sha256_parts, write_bytes_atomically
 from training.smec.controls import MatryoshkaAdaptor, PrincipalComponents, SearchAdaptor, Truncation
 from training.smec.course import CompressorCourse
-from training.smec.data import VectorData
 from training.smec.fitting import Fitting
 from training.smec.measuring import measure
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from benchmarks.smec_settings import BenchSettings, Method, Regime
     from recsys.evaluation.intervals import Interval
     from training.smec.course import Course, Reducer
+    from training.smec.data import VectorData
     from training.smec.settings import SmecSettings
 
     Gains = Mapping[str, npt.NDArray[np.float64]]
@@ -131,8 +131,7 @@ class Runs:
         self.chosen: dict[str, dict[str, Any]] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._identity = subject.train.fingerprint()
-        test = VectorData(subject.train.documents, subject.queries, subject.judgements)
-        self._final = _Part(subject.train, test, subject.rows)
+        self._final = _Part(subject.train, subject.test, subject.rows)
         train, valid = subject.train.split(settings.holdout, seed=settings.choice_seed)
         others = np.setdiff1d(np.arange(len(subject.train.documents)), subject.rows)
         order = np.random.default_rng(settings.choice_seed).permutation(others)

@@ -39,6 +39,7 @@ class Subject:
         queries: (Q, N) of the test.
         judgements: of the test queries.
         rows: documents whose neighbours are counted.
+        own: as of `VectorData`, of the test queries.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Subject:
     queries: npt.NDArray[np.float32]
     judgements: Judgements
     rows: npt.NDArray[np.int64]
+    own: npt.NDArray[np.int64] | None = None
+
+    @property
+    def test(self) -> VectorData:
+        """What is measured."""
+        return VectorData(self.train.documents, self.queries, self.judgements, self.own)
 
 
 def scifact(work: Path, *, rows: int, say: Callable[[str], None]) -> Subject:
@@ -86,6 +93,8 @@ def scifact(work: Path, *, rows: int, say: Callable[[str], None]) -> Subject:
 def items(work: Path, name: str, *, rows: int, cases: int) -> Subject:
     """Text vectors of a work directory; the query is the newest item of a history, right is what came next.
 
+    Users who took the same item again are left out: an item is no answer to itself.
+
     Args:
         work: of `windfire offline run`.
         name: of the data set in the figures.
@@ -99,10 +108,11 @@ def items(work: Path, name: str, *, rows: int, cases: int) -> Subject:
     _, histories, targets = load_sequences(work).targets("test")
     if not len(targets):
         raise DataError("no user has a test event", field="data", value=str(work))
-    chosen = _some(len(targets), cases)
-    newest = np.array([histories[case][-1] for case in chosen])
-    judgements = Judgements.of([[target] for target in targets[chosen].tolist()])
-    return Subject(name, next_items(work, vectors), vectors[newest], judgements, _some(len(vectors), rows))
+    newest = np.array([history[-1] for history in histories], dtype=np.int64)
+    others = np.flatnonzero(newest != targets)
+    chosen = others[_some(len(others), cases)]
+    own, judgements = newest[chosen], Judgements.of([[target] for target in targets[chosen].tolist()])
+    return Subject(name, next_items(work, vectors), vectors[own], judgements, _some(len(vectors), rows), own)
 
 
 def encoded(texts: Sequence[str], cache: Path, say: Callable[[str], None]) -> npt.NDArray[np.float32]:

@@ -55,6 +55,7 @@ class BenchSettings(_Strict):
     choice_seed: int = 100
     settings: dict[str, Any] = {}
     grid: dict[Regime, dict[str, list[Any]]]
+    own: dict[Kind, dict[str, list[Any]]] = {}
     methods: dict[str, Method]
 
     @model_validator(mode="after")
@@ -80,7 +81,8 @@ class BenchSettings(_Strict):
             return [{}]
         if method.kind == "pca":
             return [{"centred": False}, {"centred": True}]
-        grid = self.grid.get(regime, {})
+        own = self.own.get(method.kind, {}) if regime == "supervised" else {}
+        grid = {**self.grid.get(regime, {}), **own}
         return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
     def of(self, method: Method, choice: dict[str, Any]) -> SmecSettings:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Named = dict[str, Figure]
 
-_SHOWN: Final = ("ndcg@10", "recall@100", "neighbours@10")
+_SHOWN: Final = ("ndcg@10", "recall@10", "recall@100", "neighbours@10")
 
 
 def accuracy_table(dataset: str, report: Report, *, unsupervised: bool, ablation: bool = False) -> Table:
@@ -30,19 +30,10 @@ def accuracy_table(dataset: str, report: Report, *, unsupervised: bool, ablation
         for label, title in labels:
             stem = f"smec.{dataset}.d{width}.{label}"
             if f"{stem}.ndcg@10" in figures:
-                ndcg, recall, kept = (figures[f"{stem}.{metric}"] for metric in _SHOWN)
-                rows.append(
-                    [
-                        title,
-                        str(width),
-                        share_text(ndcg),
-                        interval_text(ndcg),
-                        share_text(recall),
-                        interval_text(recall),
-                        share_text(kept),
-                    ]
-                )
-    header = ["vectors", "width", "nDCG@10", "95 %", "Recall@100", "95 %", "neighbours kept"]
+                found = [figures[f"{stem}.{metric}"] for metric in _SHOWN]
+                cells = [text for figure in found for text in (share_text(figure), interval_text(figure))]
+                rows.append([title, str(width), *cells])
+    header = ["vectors", "width", "nDCG@10", "95 %", "Recall@10", "95 %", "Recall@100", "95 %", "neighbours", "95 %"]
     return Table(f"{dataset}: {'parts, ' * ablation}{'without' if unsupervised else 'with'} labels", header, rows)
 
 

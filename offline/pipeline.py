@@ -224,7 +224,10 @@ def _semantic_ids_job(work: Path, settings: OfflineSettings, tokenizer: Tokenize
             semantic_ids.VERSION,
             lambda c: semantic_ids.build_semantic_ids(c, settings.semantic_ids),
             needs=("catalog", "text_embeddings", "collaborative"),
-            files=semantic_ids.warm_start_files(work, settings.semantic_ids),
+            files={
+                **semantic_ids.warm_start_files(work, settings.semantic_ids),
+                **semantic_ids.compressor_files(settings.semantic_ids),
+            },
             settings=settings.semantic_ids.described(),
         )
     if settings.semantic_ids.warm_start is not None:

@@ -43,7 +43,7 @@ class ServedBy(StrEnum):
     ITEM_TO_ITEM = "item_to_item"
     POPULAR_SCENE = "popular_scene"
     POPULAR_MEMORY = "popular_memory"
-    INDEX = "index"  # of similar and search only
+    INDEX = "index"  # of similar and search; of a recommendation where the sources before it had nothing
 
 
 class _Request(BaseModel):

@@ -1,4 +1,4 @@
-"""Similar items, and items for a text: one question to the bundle's indexes in the place of all sources."""
+"""The bundle's indexes: asked for similar items or for a text in the place of all sources, and as one of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recsys.errors import InputError
+from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,6 +61,24 @@ def fill_from_indexes(slate: Slate, seek: Seek, row: int, retrieval: Retrieval |
             raise
         # the encoder finds nothing in the text, and nothing is near to it
     return None
+
+
+def fill_from_history(slate: Slate, history: npt.NDArray[np.int32], retrieval: Retrieval, *, items: int) -> None:
+    """Fill the open places of a slate with items near those of a history.
+
+    Args:
+        slate: with what the sources before chose; its eligibility holds inside the search.
+        history: item indices, oldest first.
+        retrieval: the bundle's indexes.
+        items: I, of the catalogue.
+    """
+    mask = _mask(slate, items)
+    if slate.items:
+        mask = np.ones(items, dtype=np.bool_) if mask is None else mask.copy()
+        mask[slate.items] = False
+    similar = retrieval.candidates(history.tolist(), slate.open, mask)
+    if similar is not None:
+        _add(slate, similar.found, ServedBy.INDEX)
 
 
 def _add(slate: Slate, found: Found, source: str) -> None:

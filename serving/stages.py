@@ -1,7 +1,7 @@
 """From a request to a slate: sources, eligibility, order, and a last independent look.
 
-The sources stand in a fixed order (decoder, item-to-item, popular in the scene, everything else) and each fills only
-the places that the ones before it left open. Eligibility is applied behind every source.
+The sources stand in a fixed order (decoder, item-to-item, the indexes, popular in the scene, everything else) and each
+fills only the places that the ones before it left open. Eligibility is applied behind every source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recsys.decoding.eligibility import Eligibility
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
 from serving.recheck import SlateCheck
 from serving.schemas import MAX_HISTORY, ServedBy
-from serving.seeking import fill_from_indexes, without_itself
+from serving.seeking import fill_from_history, fill_from_indexes, without_itself
 from serving.slate import Slate
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class BundleRecommender:
         bundle: opened.
         decoder: of the bundle's model.
         beam: prefixes kept per level; more where a request asks for more items.
-        retrieval: the bundle's indexes; None = what is asked of them is refused.
+        retrieval: the bundle's indexes; None = what is asked of them is refused, and they are no source.
     """
 
     def __init__(self, bundle: Bundle, decoder: Decoder, *, beam: int, retrieval: Retrieval | None = None) -> None:
@@ -118,6 +118,8 @@ class BundleRecommender:
         slate, popularity = plan.slate, self._bundle.popularity
         if len(plan.history) and not slate.complete():
             slate.add(*self._neighbours(plan.history), ServedBy.ITEM_TO_ITEM)
+        if len(plan.history) and self._retrieval is not None and not slate.complete():
+            fill_from_history(slate, plan.history, self._retrieval, items=len(self._bundle.catalog))
         ranking = popularity.get(plan.request.scene or ALL_SCENES)
         if ranking is not None and not slate.complete():
             _add_ranking(slate, ranking, ServedBy.POPULAR_SCENE)

@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from offline.job import Outcome
 from offline.jobs.vectors import matrix, write_rows
-from recsys.errors import ConfigError, VersionMismatchError
+from recsys.errors import ConfigError, DataError, VersionMismatchError
 from recsys.semantic_ids.artefact import Artefact, artefact_checksum, read_description, version_of
-from recsys.storage import read_parquet_directory
+from recsys.storage import read_parquet_directory, sha256_file, sha256_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from offline.job import JobContext
     from recsys.semantic_ids.settings import SemanticIdSettings
+    from recsys.semantic_ids.sources import EmbeddingSource, Shortening
     from recsys.semantic_ids.tokenizer import Tokenizer
 
     Codes = npt.NDArray[np.int32]
@@ -37,8 +38,10 @@ def build_semantic_ids(context: JobContext, settings: SemanticIdSettings) -> Out
     """Build a tokenizer, new codebooks and an assignment of all items, with `warm_start` from an earlier one.
 
     Raises:
-        DataError: the earlier work directory holds no tokenizer of our own.
-        VersionMismatchError: the earlier tokenizer has another kind, other sizes or another source.
+        DataError: the earlier work directory holds no tokenizer of our own, or there is no compressor in the run.
+        ConfigError: the compressor has no such width.
+        VersionMismatchError: the earlier tokenizer has another kind, other sizes, another source or another compressor,
+            or the compressor was trained on vectors of another dimension.
     """
     import faiss  # noqa: F401 - threadpool_limits only reaches libraries that are loaded
 
@@ -52,9 +55,12 @@ def build_semantic_ids(context: JobContext, settings: SemanticIdSettings) -> Out
     text, other = matrix(context, "text_embeddings"), matrix(context, "collaborative")
     encoder = context.manifest("text_embeddings").settings
     earlier = None if settings.warm_start is None else _earlier(settings.warm_start, settings, encoder)
+    shortening = _shortening(settings, text.shape[1])
     ids = _item_ids(context)
     with threadpool_limits(limits=settings.threads):
-        source, fit = fit_source(settings, text, other)
+        source, fit = fit_source(settings, text, other, shortening)
+    if earlier is not None:
+        _require_shortening(earlier.source, source)
     vectors = source.embed(text, other)
     sizes = settings.codebook_sizes or (earlier.tokenizer.sizes if earlier else choose_codebook_sizes(len(vectors)))
     with threadpool_limits(limits=settings.threads):
@@ -143,6 +149,58 @@ def warm_start_files(work: Path, settings: SemanticIdSettings) -> dict[str, str]
             remedy="write into a new work directory, or begin with a copy of the old one",
         )
     return {"warm_start": artefact_checksum(settings.warm_start / JOB)}
+
+
+def compressor_files(settings: SemanticIdSettings) -> dict[str, str]:
+    """Checksum of the compressor that makes text vectors shorter, by name; empty without one.
+
+    Raises:
+        DataError: there is none in the run.
+    """
+    if settings.compressor is None:
+        return {}
+    files = [settings.compressor / "model" / name for name in ("config.json", "weights.safetensors")]
+    if not all(file.is_file() for file in files):
+        raise DataError(
+            "no compressor is here",
+            field="compressor",
+            value=str(settings.compressor),
+            remedy="give a run of `windfire train smec`",
+        )
+    return {"compressor": sha256_parts([sha256_file(file) for file in files])}
+
+
+def _shortening(settings: SemanticIdSettings, dimension: int) -> Shortening | None:
+    """The compressor of the text, as one map."""
+    if settings.compressor is None:
+        return None
+    from recsys.bundle.compressor import load_compressor
+    from recsys.semantic_ids.sources import Shortening
+
+    compressor = load_compressor(settings.compressor / "model")
+    if compressor.config.dimension != dimension:
+        raise VersionMismatchError(
+            f"the compressor was trained on vectors of {compressor.config.dimension} dimensions",
+            field="compressor",
+            value=dimension,
+            remedy="train one on this work directory's text vectors: `windfire train smec`",
+        )
+    return Shortening(*(part.numpy() for part in compressor.fold(settings.compressor_width)))
+
+
+def _require_shortening(earlier: EmbeddingSource, source: EmbeddingSource) -> None:
+    """Codebooks say nothing in a space that another compressor made."""
+    was, wanted = earlier.shortening, source.shortening
+    same = (was is None) == (wanted is None)
+    if same and was is not None and wanted is not None:
+        same = all(np.array_equal(a, b) for a, b in zip(was, wanted, strict=True))
+    if not same:
+        raise VersionMismatchError(
+            "the earlier tokenizer was built on text of another compressor",
+            field="compressor",
+            value=None if wanted is None else wanted.matrix.shape,
+            remedy="take the earlier compressor and width, or build without a warm start",
+        )
 
 
 def _earlier(work: Path, settings: SemanticIdSettings, encoder: dict[str, Any]) -> Artefact:

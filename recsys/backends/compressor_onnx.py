@@ -1,7 +1,8 @@
 """A compressor as an ONNX graph of standard operators, for any runtime.
 
-The graph of one width is its folded map and the scaling to unit length: `vectors` (B, N) float32 become `compressed`
-(B, width) float32, B free. It needs nothing of ours, so that an index or a store in another language can run it.
+The graph of one width is its folded map and the scaling to unit length: `vectors` (B, N) float32 of any length become
+`compressed` (B, width) float32, B free. It needs nothing of ours, so that an index or a store in another language can
+run it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def compressor_graph(model: Compressor, width: int) -> onnx.ModelProto:
         "axes": np.array([1], np.int64),
     }
     nodes = [
-        helper.make_node("Gemm", [INPUT, "matrix", "bias"], ["projected"], transB=1),
+        helper.make_node("Gemm", [INPUT, "matrix"], ["turned"], transB=1),
+        helper.make_node("ReduceL2", [INPUT, "axes"], ["size"], keepdims=1),
+        helper.make_node("Mul", ["size", "bias"], ["shift"]),
+        helper.make_node("Add", ["turned", "shift"], ["projected"]),
         helper.make_node("ReduceL2", ["projected", "axes"], ["length"], keepdims=1),
         helper.make_node("Max", ["length", "least"], ["divisor"]),
         helper.make_node("Div", ["projected", "divisor"], [OUTPUT]),

@@ -54,7 +54,12 @@ class Judgements:
 
 
 def judged_gains(
-    scores: npt.NDArray[np.floating], judgements: Judgements, *, ndcg_at: int, recall_at: int
+    scores: npt.NDArray[np.floating],
+    judgements: Judgements,
+    *,
+    ndcg_at: int,
+    recall_at: Sequence[int],
+    own: npt.NDArray[np.integer] | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """NDCG@K and Recall@K per query, every judged document worth the same.
 
@@ -65,25 +70,27 @@ def judged_gains(
         scores: (Q, D) of every document.
         judgements: of Q queries.
         ndcg_at: K of NDCG.
-        recall_at: K of Recall.
+        recall_at: every K of Recall.
+        own: (Q,) the document that a query is itself, left out of its list; -1 where it is none.
 
     Returns:
-        two (Q,) arrays.
+        NDCG (Q,), and Recall (K, Q) in the order of `recall_at`.
 
     Raises:
         InputError: another number of queries.
     """
     if scores.ndim != 2 or len(scores) != len(judgements):
         raise InputError("scores must be (Q, D)", field="scores", value=(scores.shape, len(judgements)))
-    depth = min(max(ndcg_at, recall_at), scores.shape[1])
-    lists = top_items(scores, depth)  # (Q, depth)
+    depth = min(max(ndcg_at, *recall_at), scores.shape[1])
+    mask = None if own is None else [np.array([row] if row >= 0 else [], dtype=np.int64) for row in own]
+    lists = top_items(scores, depth, mask=mask)  # (Q, depth)
     discounts = 1.0 / np.log2(np.arange(depth) + 2.0)
-    ndcg, recall = np.zeros(len(scores)), np.zeros(len(scores))
+    ndcg, recall = np.zeros(len(scores)), np.zeros((len(recall_at), len(scores)))
     for query, found in enumerate(lists):
         judged = judgements[query]
         right = np.isin(found, judged)  # (depth,)
         ndcg[query] = discounts[:ndcg_at] @ right[:ndcg_at] / discounts[: min(ndcg_at, len(judged))].sum()
-        recall[query] = right[:recall_at].sum() / len(judged)
+        recall[:, query] = [right[:k].sum() / len(judged) for k in recall_at]
     return ndcg, recall
 
 

@@ -6,7 +6,8 @@ width N/2^s has passed s stages. Joint compression (Matryoshka, arXiv:2205.13147
 every width. Which outputs are kept is learned (ADS: Gumbel top-k in training, the largest logits when served) or simply
 the first.
 
-Everything is linear up to the final scaling to unit length, so a whole stack is served as one matrix per width.
+A vector is brought to unit length before the first stage, as all vectors were in training, and after the last.
+Everything between is affine, so a whole stack is served as one matrix and one bias per width.
 """
 
 from __future__ import annotations
@@ -121,8 +122,10 @@ class Stage(nn.Module):
         if self.logits is None:
             return [(torch.arange(self.width, device=self.delta.device) < count).float() for count in counts]
         noise = -torch.empty(self.width).exponential_(generator=generator).log_()  # (D,)
-        soft = torch.softmax((self.logits + noise.to(self.logits.device)) / temperature, dim=0)  # (D,)
-        order = torch.argsort(soft.detach(), descending=True, stable=True)
+        perturbed = self.logits + noise.to(self.logits.device)  # (D,)
+        soft = torch.softmax(perturbed / temperature, dim=0)  # (D,)
+        # not by the softmax: at a low temperature many of its values are 0, and alike
+        order = torch.argsort(perturbed.detach(), descending=True, stable=True)
         masks = []
         for count in counts:
             hard = torch.zeros_like(soft.detach())
@@ -182,7 +185,7 @@ class Compressor(nn.Module):
             width: one of `widths`, or N, which is the vectors themselves.
 
         Returns:
-            (B, width) of unit length; the zero vector stays where there is nothing to scale.
+            (B, width) of unit length, whatever the length of what went in; a zero vector stays one.
 
         Raises:
             ConfigError: no such width.
@@ -190,18 +193,18 @@ class Compressor(nn.Module):
         if width == self.config.dimension:
             return functional.normalize(vectors, dim=1)
         last = self._last_stage(width)
-        x = vectors @ self.rotation.T
+        x = functional.normalize(vectors, dim=1) @ self.rotation.T
         for index in range(last + 1):
             stage = self.stage(index)
             x = stage(x)[:, stage.kept(stage.width // 2 if index < last else width)]
-        return functional.normalize(x, dim=1)
+        return functional.normalize(x * vectors.any(dim=1, keepdim=True), dim=1)
 
     @torch.no_grad()
     def fold(self, width: int) -> tuple[Tensor, Tensor]:
         """The stack of a width as one affine map, computed in float64.
 
         Returns:
-            matrix (width, N) and bias (width,), float32: vector x becomes matrix x + bias, then unit length.
+            matrix (width, N) and bias (width,), float32: vector x becomes matrix x + |x| bias, then unit length.
 
         Raises:
             ConfigError: no such width.
@@ -219,7 +222,7 @@ class Compressor(nn.Module):
         return matrix.float(), bias.float()
 
     def reduce(self, vectors: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-        """Compress by the folded map: (B, width) float32 of unit length from (B, N).
+        """Compress by the folded map: (B, width) float32 of unit length from (B, N); a zero vector stays one.
 
         Raises:
             ConfigError: no such width.
@@ -227,7 +230,8 @@ class Compressor(nn.Module):
         """
         check_vectors(vectors, self.config.dimension)
         matrix, bias = self.fold(width)
-        projected = torch.from_numpy(vectors).to(matrix) @ matrix.T + bias  # (B, width)
+        given = torch.tensor(vectors).to(matrix)  # a copy: a mapped array cannot be written to
+        projected = given @ matrix.T + given.norm(dim=1, keepdim=True) * bias  # (B, width)
         unit: npt.NDArray[np.float32] = functional.normalize(projected, dim=1).cpu().numpy()
         return unit
 

@@ -69,8 +69,11 @@ def check_rows(rows: npt.NDArray[np.integer], count: int) -> Rows:
         count: N, the number of vectors.
 
     Raises:
-        InputError: another number of rows than of vectors, a negative row, or one that stands twice.
+        InputError: another number of rows than of vectors, a row that is no integer or is negative, or one that stands
+            twice.
     """
+    if rows.size and rows.dtype.kind not in "iu":
+        raise InputError("a row is the index of an item", field="rows", value=str(rows.dtype), remedy="give integers")
     if rows.shape != (count,):
         raise InputError(
             f"{count} vectors need one row each", field="rows", value=rows.shape, remedy="give as many rows as vectors"

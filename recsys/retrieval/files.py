@@ -3,7 +3,8 @@
 =====================  =========================================================================================
 index.json             format, kind, dimension, settings, origin, files with SHA-256 and size, and its own seal
 index.faiss            the faiss index; absent where no item has a vector
-vectors.npy            (n, D) float32, where the faiss index holds them quantised only
+vectors.npy            (n, D) float32, where the faiss index holds them quantised or shortened only
+compressor.onnx        what shortened them, where they are
 rows.npy               (n,) int64 catalogue rows
 dead.npy               (n,) bool tombstones
 fresh_rows.npy         (m,) int64
@@ -21,20 +22,30 @@ import numpy as np
 
 from recsys.catalog.arrays import load_array, load_json, save_array
 from recsys.errors import CorruptionError, DataError
+from recsys.retrieval.compressing import open_compressor
 from recsys.retrieval.kinds import CLASSES, FaissIndex
+from recsys.retrieval.segments import Built, State
 from recsys.retrieval.settings import IndexSettings
-from recsys.retrieval.vector_index import Built, State, VectorIndex
-from recsys.storage import sha256_file, sha256_parts, staged_directory, write_json_atomically
+from recsys.retrieval.vector_index import VectorIndex
+from recsys.storage import (
+    sha256_file,
+    sha256_parts,
+    staged_directory,
+    write_bytes_atomically,
+    write_json_atomically,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from recsys.retrieval.compressing import Shortener
     from recsys.retrieval.settings import Kind
 
 INDEX_FORMAT: Final = "windfire.index/1"
 INDEX: Final = "index.json"
 _FAISS: Final = "index.faiss"
+_COMPRESSOR: Final = "compressor.onnx"
 _REBUILD: Final = "build the index again, or take it from another copy"
 
 
@@ -53,6 +64,8 @@ def save_index(index: VectorIndex, directory: Path, *, origin: Mapping[str, Any]
             faiss.write_index(proposer.index, str(staged / _FAISS))
             if proposer.stored() is None:
                 save_array(staged / "vectors.npy", state.built.vectors)
+        if index.shortener is not None:
+            write_bytes_atomically(staged / _COMPRESSOR, index.shortener.graph)
         dead = np.zeros(len(state.built.rows), dtype=np.bool_) if state.dead is None else state.dead
         arrays = {
             "rows": state.built.rows,
@@ -95,6 +108,7 @@ def load_index(directory: Path, *, verify: bool = True) -> VectorIndex:
         verify: hash every file; False compares sizes only, where somebody else has hashed them.
 
     Raises:
+        ConfigError: it is searched by shorter vectors, and ONNX Runtime is not installed.
         DataError: no index there, one of another format, or a faiss index that is not the one index.json speaks of.
         CorruptionError: a file is missing, cut, changed or unreadable; names it.
     """
@@ -102,12 +116,13 @@ def load_index(directory: Path, *, verify: bool = True) -> VectorIndex:
     for name, entry in value["files"].items():
         _check_file(directory / name, entry, hashes=verify)
     settings = IndexSettings.parse(value["settings"])
+    shortener = open_compressor(directory / _COMPRESSOR) if _COMPRESSOR in value["files"] else None
     rows, dead = load_array(directory / "rows.npy"), load_array(directory / "dead.npy")
     width = int(value["dimension"])
     if value["kind"] is None:
         built = Built(None, rows, np.empty((0, width), dtype=np.float32))
     else:
-        proposer = _read(directory / _FAISS, value["kind"], width, len(rows), settings)
+        proposer = _read(directory / _FAISS, value["kind"], width, len(rows), settings, shortener)
         held = proposer.stored()
         built = Built(proposer, rows, load_array(directory / "vectors.npy") if held is None else held)
     fresh = load_array(directory / "fresh_rows.npy")
@@ -120,7 +135,7 @@ def load_index(directory: Path, *, verify: bool = True) -> VectorIndex:
         if found != wanted:
             raise _foreign(directory / f"{name}.npy", f"it has the shape {found}", f"{wanted}")
     state = State(built, dead if dead.any() else None, fresh, vectors, np.zeros(len(fresh), dtype=np.int64))
-    return VectorIndex(state, settings, cosine=bool(value["cosine"]))
+    return VectorIndex(state, settings, cosine=bool(value["cosine"]), shortener=shortener)
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
@@ -153,7 +168,9 @@ def _check_file(path: Path, entry: Mapping[str, Any], *, hashes: bool) -> None:
         raise _corrupt(path, "differs from its checksum")
 
 
-def _read(path: Path, kind: Kind, width: int, count: int, settings: IndexSettings) -> FaissIndex:
+def _read(
+    path: Path, kind: Kind, width: int, count: int, settings: IndexSettings, shortener: Shortener | None
+) -> FaissIndex:
     """The faiss index, if it is of this kind and size.
 
     faiss trusts what it reads; therefore nothing is read here whose checksum, or the bundle's, was not compared.
@@ -162,11 +179,14 @@ def _read(path: Path, kind: Kind, width: int, count: int, settings: IndexSetting
         index = faiss.read_index(str(path), 0 if kind == "ivf_pq" else faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise _corrupt(path, f"cannot be read by faiss: {str(error).splitlines()[0]}") from error
-    wanted = (CLASSES[kind].__name__, width, count, faiss.METRIC_INNER_PRODUCT)
+    if shortener is not None and shortener.dimension != width:
+        raise _foreign(path.parent / _COMPRESSOR, f"it takes {shortener.dimension} dimensions", f"{width}")
+    held = width if shortener is None else shortener.width
+    wanted = (CLASSES[kind].__name__, held, count, faiss.METRIC_INNER_PRODUCT)
     found = (type(index).__name__, index.d, index.ntotal, index.metric_type)
     if not isinstance(index, CLASSES[kind]) or found[1:] != wanted[1:]:
         raise _foreign(path, f"it holds class, dimension, vectors and metric {found}", f"{wanted}")
-    return FaissIndex(kind, index, settings)
+    return FaissIndex(kind, index, settings, shortener)
 
 
 def _corrupt(path: Path, what: str) -> CorruptionError:

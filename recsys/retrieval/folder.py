@@ -1,7 +1,7 @@
 """All indexes of one catalogue in one folder: `retrieval/` of a work directory, and of the bundle made of it.
 
-`retrieval.json` says which indexes there are, over which catalogue, and which encoder belongs to the text vectors; each
-index has a folder of its own (`recsys.retrieval.files`).
+`retrieval.json` says which indexes there are, over which catalogue, which encoder belongs to the text vectors, and by
+which compressor an index holds shorter ones; each index has a folder of its own (`recsys.retrieval.files`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from recsys.catalog.arrays import load_json
-from recsys.errors import DataError, InputError, VersionMismatchError, WindfireError
+from recsys.errors import ConfigError, DataError, InputError, VersionMismatchError, WindfireError
+from recsys.retrieval.compressing import CompressorSpec, compressor_file, open_compressor, place_compressor
 from recsys.retrieval.files import load_index, read_origin, save_index
 from recsys.retrieval.query_encoder import EncoderSpec, QueryEncoder
 from recsys.retrieval.settings import NAMES, IndexSettings, VectorsName
+from recsys.retrieval.taste import taste
 from recsys.retrieval.vector_index import Found, VectorIndex, build_index
 from recsys.storage import sha256_parts, write_json_atomically
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.decoding.packed import Bools
-    from recsys.retrieval.checks import Vectors
+    from recsys.retrieval.checks import Rows, Vectors
+    from recsys.retrieval.compressing import Shortener
 
 RETRIEVAL: Final = "retrieval"  # of a work directory; `recsys.bundle.bundle` has the same word
 RETRIEVAL_FORMAT: Final = "windfire.retrieval/1"
@@ -37,7 +40,7 @@ _ROWS_AT_ONCE: Final = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """Items like an item.
+    """Items like an item, or like those of a history.
 
     Attributes:
         vectors: which were compared.
@@ -54,11 +57,56 @@ class Retrieval:
     Args:
         indexes: by what they are over.
         encoder: of the text vectors; None = texts cannot be searched for.
+        compressors: of the indexes that hold shorter vectors than were made.
     """
 
-    def __init__(self, indexes: Mapping[VectorsName, VectorIndex], encoder: QueryEncoder | None) -> None:
+    def __init__(
+        self,
+        indexes: Mapping[VectorsName, VectorIndex],
+        encoder: QueryEncoder | None,
+        compressors: Mapping[VectorsName, Shortener] | None = None,
+    ) -> None:
         self.indexes = dict(indexes)
         self.encoder = encoder if "text" in indexes else None
+        self.compressors = dict(compressors or {})
+
+    def put(self, name: VectorsName, rows: npt.NDArray[np.integer], vectors: npt.NDArray[Any]) -> None:
+        """Put items into an index, by vectors as their encoder made them; the next search finds them.
+
+        Args:
+            name: of the index.
+            rows: (N,) catalogue rows, each once.
+            vectors: (N, D), D of the encoder.
+
+        Raises:
+            DataError: there is no such index.
+            InputError: see `VectorIndex.put`. Nothing is changed then.
+        """
+        index = self.indexes.get(name)
+        if index is None:
+            raise DataError(
+                "there is no index over these vectors",
+                field="vectors",
+                value=name,
+                remedy="run `windfire index build` with them, and publish again",
+            )
+        index.put(rows, self.short(name, np.asarray(vectors)))
+
+    def dimension(self, name: VectorsName) -> int | None:
+        """D of the vectors that `put` takes; None where there is no such index."""
+        index, compressor = self.indexes.get(name), self.compressors.get(name)
+        if index is None:
+            return None
+        return index.dimension if compressor is None else compressor.dimension
+
+    def short(self, name: VectorsName, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Vectors as an index holds and compares them: (N, d) from the (N, D) of their encoder.
+
+        Raises:
+            InputError: of another dimension, or not finite, where a compressor reads them.
+        """
+        compressor = self.compressors.get(name)
+        return vectors if compressor is None else compressor(vectors)
 
     def similar(self, row: int, n: int, allowed: Bools | None, vectors: VectorsName | None = None) -> Similar | None:
         """Items like an item.
@@ -79,6 +127,29 @@ class Retrieval:
                 return Similar(name, index.search(own, n, allowed))
         return None
 
+    def candidates(
+        self, history: Rows | Sequence[int], n: int, allowed: Bools | None, vectors: VectorsName | None = None
+    ) -> Similar | None:
+        """Candidates for a user: items near what the newest of a history have in common (`recsys.retrieval.taste`).
+
+        Items of the history are candidates like all others unless `allowed` says otherwise.
+
+        Args:
+            history: catalogue rows, oldest first; a negative one is an item that is not there.
+            n: items wanted.
+            allowed: (I,) by row; None = every item may be shown.
+            vectors: what to compare; None = the first of `NAMES` that an item of the history has.
+
+        Returns:
+            None where no item of the history has such a vector, or their sum has no direction.
+        """
+        for name in NAMES if vectors is None else (vectors,):
+            index = self.indexes.get(name)
+            asked = None if index is None else taste(index, history)
+            if index is not None and asked is not None:
+                return Similar(name, index.search(asked, n, allowed))
+        return None
+
     def search(self, text: str, n: int, allowed: Bools | None) -> Found:
         """Items whose text is near a text.
 
@@ -93,7 +164,8 @@ class Retrieval:
                 value=None,
                 remedy="run `windfire index build` with --encoder, and publish again",
             )
-        return self.indexes["text"].search(self.encoder.encode(text), n, allowed)
+        query = self.short("text", self.encoder.encode(text)[None])[0]
+        return self.indexes["text"].search(query, n, allowed)
 
 
 def write_retrieval(
@@ -104,6 +176,8 @@ def write_retrieval(
     item_ids: Sequence[str],
     encoder: EncoderSpec | None = None,
     own: Collection[VectorsName] = (),
+    compressors: Mapping[VectorsName, Path] | None = None,
+    second_look: bool = False,
     progress: Callable[[str, int], None] = lambda _, __: None,
 ) -> list[VectorsName]:
     """Build what changed of a catalogue's indexes; an index over the same vectors with the same settings stays.
@@ -115,6 +189,9 @@ def write_retrieval(
         item_ids: (I,) of the catalogue.
         encoder: of the text vectors.
         own: names of vectors that were made for the index and are not the work directory's.
+        compressors: ONNX files of `windfire train smec` by the name of the vectors that they shorten.
+        second_look: shorter vectors only propose; the vectors as they are lie on the disk, and candidates are scored
+            by them.
         progress: told the name of an index and how many vectors are in.
 
     Returns:
@@ -122,8 +199,10 @@ def write_retrieval(
 
     Raises:
         InputError: vectors that are not finite, or another number of them than of items.
-        VersionMismatchError: the encoder's vectors have another dimension than the items'.
-        ConfigError: the encoder holds pickled weights.
+        VersionMismatchError: the items' vectors have another dimension than those of the encoder, or than those that
+            the compressor was trained on.
+        ConfigError: the encoder holds pickled weights, a compressor without vectors, or ONNX Runtime is not installed.
+        CorruptionError, DataError: no compressor in such a file.
     """
     for name, values in vectors.items():
         if len(values) != len(item_ids):
@@ -135,23 +214,68 @@ def write_retrieval(
             )
     if encoder is not None and "text" in vectors and vectors["text"].shape[1] != encoder.dimension:
         raise _other_dimension(encoder.dimension, vectors["text"].shape[1])
+    shorteners = _opened(compressors or {}, vectors)
     (folder / MANIFEST).unlink(missing_ok=True)  # until all is there, there is nothing to publish
     built: list[VectorsName] = []
+    placed: dict[VectorsName, CompressorSpec] = {}
     for name, values in vectors.items():
         origin = {"vectors": name, "own": name in own, "sha256": vectors_checksum(values)}
+        shortener = shorteners.get(name)
+        if shortener is not None:
+            origin |= {"compressor": sha256_parts([shortener.graph]), "second_look": second_look}
+        if shortener is not None and not second_look:
+            placed[name] = place_compressor(shortener, folder, name)
         if _unchanged(folder / name, origin, settings):
             continue
-        index = build_index(values, settings, progress=lambda count, name=name: progress(name, count))  # type: ignore[misc]
+        index = build_index(
+            shortener(values) if shortener is not None and not second_look else values,
+            settings,
+            progress=lambda count, name=name: progress(name, count),  # type: ignore[misc]
+            shortener=shortener if second_look else None,
+        )
         save_index(index, folder / name, origin=origin)
         built.append(name)
-    _finish(folder, list(vectors), item_ids, encoder)
+    _finish(folder, list(vectors), item_ids, encoder, placed)
     return built
 
 
-def _finish(folder: Path, names: Sequence[str], item_ids: Sequence[str], encoder: EncoderSpec | None) -> None:
+def _opened(
+    compressors: Mapping[VectorsName, Path], vectors: Mapping[VectorsName, npt.NDArray[Any]]
+) -> dict[VectorsName, Shortener]:
+    """Every compressor, once it is sure that it fits; before anything is written."""
+    opened: dict[VectorsName, Shortener] = {}
+    for name, path in compressors.items():
+        if name not in vectors:
+            raise ConfigError(
+                "a compressor of vectors that no index is built over",
+                field="compressor",
+                value=name,
+                remedy=f"one of {', '.join(vectors)}",
+            )
+        opened[name] = open_compressor(path)
+        if vectors[name].shape[1] != opened[name].dimension:
+            raise VersionMismatchError(
+                f"the compressor was trained on vectors of {opened[name].dimension} dimensions",
+                field=f"{name}.dimension",
+                value=vectors[name].shape[1],
+                remedy="train one on these vectors: `windfire train smec`",
+            )
+    return opened
+
+
+def _finish(
+    folder: Path,
+    names: Sequence[str],
+    item_ids: Sequence[str],
+    encoder: EncoderSpec | None,
+    compressors: Mapping[VectorsName, CompressorSpec],
+) -> None:
+    files = {spec.file for spec in compressors.values()}
     for path in folder.iterdir():
         if path.is_dir() and path.name not in names:
             shutil.rmtree(path)
+        elif path.name in {compressor_file(name) for name in NAMES} - files:
+            path.unlink()
     placed = None if encoder is None else encoder.placed(folder)
     value = {
         "format": RETRIEVAL_FORMAT,
@@ -159,6 +283,7 @@ def _finish(folder: Path, names: Sequence[str], item_ids: Sequence[str], encoder
         "item_ids": sha256_parts(item_ids),
         "indexes": list(names),
         "encoder": None if placed is None else asdict(placed),
+        "compressors": {name: asdict(spec) for name, spec in compressors.items()},
     }
     write_json_atomically(folder / MANIFEST, value)
 
@@ -182,7 +307,7 @@ def load_retrieval(folder: Path, *, verify: bool = True, encoder: bool = True) -
     Raises:
         DataError: no indexes there, of another format, or not what their manifests say.
         CorruptionError: a file is missing, cut, changed or unreadable; names it.
-        ConfigError, VersionMismatchError: see `EncoderSpec.load`.
+        ConfigError, VersionMismatchError: see `EncoderSpec.load` and `CompressorSpec.load`.
     """
     value = _manifest(folder)
     indexes = {name: load_index(folder / name, verify=verify) for name in value["indexes"]}
@@ -195,10 +320,21 @@ def load_retrieval(folder: Path, *, verify: bool = True, encoder: bool = True) -
                 value=int(rows.max()),
                 remedy="run `windfire index build` again",
             )
+    specs = {name: CompressorSpec(**spec) for name, spec in value.get("compressors", {}).items()}
+    dimensions = {name: index.dimension for name, index in indexes.items()}
+    for name, spec in specs.items():
+        if dimensions.get(name) != spec.width:
+            raise VersionMismatchError(
+                f"the compressor makes vectors of {spec.width} dimensions",
+                field=f"{name}.dimension",
+                value=dimensions.get(name),
+                remedy="run `windfire index build` again",
+            )
+        dimensions[name] = spec.dimension
     loaded = EncoderSpec(**value["encoder"]).load(folder) if encoder and value["encoder"] is not None else None
-    if loaded is not None and "text" in indexes and indexes["text"].dimension != loaded.dimension:
-        raise _other_dimension(loaded.dimension, indexes["text"].dimension)
-    return Retrieval(indexes, loaded)
+    if loaded is not None and "text" in dimensions and dimensions["text"] != loaded.dimension:
+        raise _other_dimension(loaded.dimension, dimensions["text"])
+    return Retrieval(indexes, loaded, {name: spec.load(folder) for name, spec in specs.items()})
 
 
 def copy_retrieval(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from recsys.decoding.packed import Bits
     from recsys.retrieval.checks import Vectors
+    from recsys.retrieval.compressing import Shortener
     from recsys.retrieval.settings import IndexSettings, Kind
 
     Positions = npt.NDArray[np.int64]
@@ -34,6 +35,7 @@ class Proposer(Protocol):
     Attributes:
         kind: its name.
         count: N, vectors in it.
+        exact: whether it proposes the nearest, not near ones.
     """
 
     @property
@@ -42,6 +44,10 @@ class Proposer(Protocol):
 
     @property
     def count(self) -> int:
+        """See the class."""
+
+    @property
+    def exact(self) -> bool:
         """See the class."""
 
     def propose(self, query: Vectors, wanted: int, bits: Bits | None, share: float) -> Positions:
@@ -77,11 +83,13 @@ class FaissIndex:
         kind: see `Proposer`.
         index: of the class that belongs to the kind.
         settings: of the search.
+        shortener: made the vectors in it, and makes the queries; None = it holds them as they are compared.
     """
 
     kind: Kind
     index: Any
     settings: IndexSettings
+    shortener: Shortener | None = None
 
     @property
     def count(self) -> int:
@@ -90,13 +98,20 @@ class FaissIndex:
 
     @property
     def dimension(self) -> int:
-        """D of the vectors."""
+        """D of the vectors in it."""
         return int(self.index.d)
+
+    @property
+    def exact(self) -> bool:
+        """See `Proposer`."""
+        return self.kind == "flat" and self.shortener is None
 
     def propose(self, query: Vectors, wanted: int, bits: Bits | None, share: float) -> Positions:
         """See `Proposer.propose`."""
         selector = None if bits is None else _wrapped.IDSelectorBitmap(bits)
-        many = wanted * self.settings.rescore if self.kind == "ivf_pq" else wanted
+        many = wanted if self._whole else wanted * self.settings.rescore
+        if self.shortener is not None:
+            query = self.shortener(query[None])[0]
         many = min(many, self.count)
         with faiss_threads(self.settings.threads):
             _, found = self.index.search(query[None], many, params=self._parameters(selector, many, share))
@@ -105,7 +120,7 @@ class FaissIndex:
 
     def stored(self) -> Vectors | None:
         """See `Proposer.stored`."""
-        if self.kind == "ivf_pq":
+        if not self._whole:
             return None
         flat: Any = self.index if self.kind == "flat" else _wrapped.downcast_index(self.index.storage)
         if not self.count:
@@ -113,6 +128,11 @@ class FaissIndex:
         # a view of faiss's memory: whoever holds it holds this object, too
         view: Vectors = faiss.rev_swig_ptr(flat.get_xb(), self.count * self.dimension)
         return view.reshape(self.count, self.dimension)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether it holds vectors as they are compared, so that what it proposes needs no second look."""
+        return self.kind != "ivf_pq" and self.shortener is None
 
     def _parameters(self, selector: Any, wanted: int, share: float) -> Any:
         """A search among few looks at more, as if it were among all: the hidden ones take their places."""
@@ -132,14 +152,21 @@ CLASSES: Final[dict[str, Any]] = {
 }
 
 
-def build(vectors: Vectors, settings: IndexSettings, progress: Callable[[int], None] = lambda _: None) -> FaissIndex:
+def build(
+    vectors: Vectors,
+    settings: IndexSettings,
+    progress: Callable[[int], None] = lambda _: None,
+    shortener: Shortener | None = None,
+) -> FaissIndex:
     """Build the index that the settings name over (N, D) float32 vectors, N above 0, by inner product.
 
     Args:
         vectors: finite.
         settings: kind and sizes.
         progress: told how many vectors are in.
+        shortener: makes what it holds.
     """
+    vectors = vectors if shortener is None else shortener(vectors)
     kind = settings.kind_for(len(vectors))
     index = _EMPTY[kind](vectors, settings)
     with faiss_threads(settings.threads):
@@ -148,7 +175,7 @@ def build(vectors: Vectors, settings: IndexSettings, progress: Callable[[int], N
         for begin in range(0, len(vectors), _AT_ONCE):
             index.add(vectors[begin : begin + _AT_ONCE])
             progress(min(begin + _AT_ONCE, len(vectors)))
-    return FaissIndex(kind, index, settings)
+    return FaissIndex(kind, index, settings, shortener)
 
 
 def _flat(vectors: Vectors, _: IndexSettings) -> Any:

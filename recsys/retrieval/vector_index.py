@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from recsys.decoding.packed import bits_of
-from recsys.errors import InputError
+from recsys.errors import ConfigError, InputError
 from recsys.retrieval.checks import check_rows, check_vectors, unit_length
 from recsys.retrieval.kinds import build
+from recsys.retrieval.segments import Built, State
 from recsys.retrieval.settings import IndexSettings
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from recsys.decoding.packed import Bools
     from recsys.retrieval.checks import Rows, Vectors
-    from recsys.retrieval.kinds import Positions, Proposer
+    from recsys.retrieval.compressing import Shortener
+    from recsys.retrieval.kinds import Positions
 
 Number = TypeVar("Number", np.float32, np.float64)
 
@@ -47,75 +49,6 @@ class Found:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Built:
-    """The segment that a faiss index searches.
-
-    Attributes:
-        proposer: over the vectors; None where there are none.
-        rows: (n,) strictly rising catalogue rows.
-        vectors: (n, D).
-    """
-
-    proposer: Proposer | None
-    rows: Rows
-    vectors: Vectors
-
-    @property
-    def dense(self) -> bool:
-        """Whether row r stands at position r."""
-        return not len(self.rows) or int(self.rows[-1]) == len(self.rows) - 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
-    """What an index holds at one moment.
-
-    Attributes:
-        built: the built segment.
-        dead: (n,) its tombstones; None = no item is gone.
-        rows: (m,) catalogue rows of the fresh segment, in the order in which they came.
-        vectors: (m, D) theirs.
-        numbers: (m,) int64 of the change that brought each, rising.
-        last: number of the newest change.
-    """
-
-    built: Built
-    dead: Bools | None
-    rows: Rows
-    vectors: Vectors
-    numbers: Rows
-    last: int = 0
-
-    @classmethod
-    def of(cls, built: Built) -> State:
-        """Nothing fresh, nothing gone."""
-        none = np.empty(0, dtype=np.int64)
-        return cls(built, None, none, np.empty((0, built.vectors.shape[1]), dtype=np.float32), none)
-
-    def living(self) -> Positions:
-        """(n',) positions of the built segment that are not gone."""
-        return np.arange(len(self.built.rows)) if self.dead is None else np.flatnonzero(~self.dead)
-
-    def without(self, rows: Rows) -> State:
-        """These rows taken out, where they are."""
-        gone = np.isin(self.built.rows, rows, assume_unique=True)
-        dead = gone if self.dead is None else self.dead | gone
-        kept = ~np.isin(self.rows, rows, assume_unique=True)
-        return replace(
-            self,
-            dead=dead if dead.any() else None,
-            rows=self.rows[kept],
-            vectors=self.vectors[kept],
-            numbers=self.numbers[kept],
-        )
-
-    def holds(self, rows: Rows) -> Bools:
-        """(m,) whether each row has a vector."""
-        held: Bools = np.isin(rows, self.built.rows[self.living()]) | np.isin(rows, self.rows)
-        return held
-
-
 class VectorIndex:
     """Nearest items to a vector, by catalogue row; safe to share between threads.
 
@@ -123,11 +56,15 @@ class VectorIndex:
         state: see `build_index` and `recsys.retrieval.files.load_index`.
         settings: of the index.
         cosine: whether vectors and queries are brought to length 1.
+        shortener: of the built segment, see `build_index`.
     """
 
-    def __init__(self, state: State, settings: IndexSettings, *, cosine: bool) -> None:
+    def __init__(
+        self, state: State, settings: IndexSettings, *, cosine: bool, shortener: Shortener | None = None
+    ) -> None:
         self.settings = settings
         self.cosine = cosine
+        self.shortener = shortener
         self._state = state
         self._writing = threading.Lock()
         self._rebuilding = threading.Lock()
@@ -154,17 +91,18 @@ class VectorIndex:
         return len(state.rows) > self.settings.fresh_most or 2 * gone > len(state.built.rows)
 
     def vector(self, row: int) -> Vectors | None:
-        """The (D,) vector of a row as it is compared; None where it has none."""
+        """The (D,) vector of a row as it is compared, a copy; None where it has none."""
         state = self._state
         fresh = np.flatnonzero(state.rows == row)
         if fresh.size:
-            put: Vectors = state.vectors[int(fresh[0])]
+            put: Vectors = state.vectors[int(fresh[0])].copy()
             return put
         rows = state.built.rows
         place = int(np.searchsorted(rows, row))
         if place == len(rows) or rows[place] != row or (state.dead is not None and state.dead[place]):
             return None
-        vector: Vectors = state.built.vectors[place]
+        # no view: a rebuild may let go of faiss's memory while the caller still reads
+        vector: Vectors = state.built.vectors[place].copy()
         return vector
 
     def search(self, query: npt.NDArray[Any], k: int, allowed: Bools | None = None) -> Found:
@@ -251,7 +189,7 @@ class VectorIndex:
             rows = np.concatenate([before.built.rows[living], before.rows])
             vectors = np.concatenate([before.built.vectors[living], before.vectors])
             order = np.argsort(rows, kind="stable")
-            built = build_segment(rows[order], vectors[order], self.settings, progress)
+            built = build_segment(rows[order], vectors[order], self.settings, progress, self.shortener)
             with self._writing:
                 self._state = _carried(before, self._state, built)
 
@@ -286,6 +224,7 @@ def build_index(
     rows: npt.NDArray[np.integer] | None = None,
     cosine: bool = True,
     progress: Callable[[int], None] = lambda _: None,
+    shortener: Shortener | None = None,
 ) -> VectorIndex:
     """Build an index.
 
@@ -295,10 +234,18 @@ def build_index(
         rows: (N,) catalogue rows; None = 0..N-1.
         cosine: bring vectors to length 1 and compare by cosine; else by inner product.
         progress: told how many vectors are in.
+        shortener: what is searched through are shorter vectors; `rescore` times as many candidates as are wanted
+            are then scored by the vectors as they are, which a saved index leaves on the disk.
 
     Raises:
-        InputError: vectors that are not finite, or rows that do not fit or stand twice.
+        ConfigError: a shortener, whose vectors have length 1, where lengths count.
+        InputError: vectors that are not finite, or of another dimension than the shortener takes, or rows that do not
+            fit or stand twice.
     """
+    if shortener is not None and not cosine:
+        raise ConfigError(
+            "shorter vectors have no lengths", field="cosine", value=cosine, remedy="compare by cosine, or leave them"
+        )
     checked = check_vectors(np.asarray(vectors))
     taken = check_rows(np.arange(len(checked)) if rows is None else np.asarray(rows), len(checked))
     order = np.argsort(taken, kind="stable")
@@ -307,16 +254,21 @@ def build_index(
         order = order[checked[order].any(axis=1)]
     if len(order) < len(checked) or rows is not None:
         taken, checked = taken[order], checked[order]
-    return VectorIndex(State.of(build_segment(taken, checked, settings, progress)), settings, cosine=cosine)
+    built = build_segment(taken, checked, settings, progress, shortener)
+    return VectorIndex(State.of(built), settings, cosine=cosine, shortener=shortener)
 
 
 def build_segment(
-    rows: Rows, vectors: Vectors, settings: IndexSettings, progress: Callable[[int], None] = lambda _: None
+    rows: Rows,
+    vectors: Vectors,
+    settings: IndexSettings,
+    progress: Callable[[int], None] = lambda _: None,
+    shortener: Shortener | None = None,
 ) -> Built:
     """A built segment of (n,) rising rows and their (n, D) vectors as they are compared."""
     if not len(rows):
         return Built(None, rows, vectors)
-    made = build(vectors, settings, progress)
+    made = build(vectors, settings, progress, shortener)
     held = made.stored()
     return Built(made, rows, vectors if held is None else held)
 
@@ -334,7 +286,7 @@ def _near(
     if count > max(settings.exact_rows, k) and share > settings.exact_share:
         places = built.proposer.propose(query, k, None if mask is None else bits_of(mask), share)
         if len(places) >= k:  # else the search lost its way among what is hidden
-            return built.rows[places], built.vectors[places], built.proposer.kind == "flat"
+            return built.rows[places], built.vectors[places], built.proposer.exact
     places = _best(built.vectors, query, k, mask)
     return built.rows[places], built.vectors[places], True
 

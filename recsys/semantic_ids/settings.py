@@ -92,6 +92,8 @@ class SemanticIdSettings(_Section):
         fill: collaboration of an item that has none: `zero`, or `predicted` from its text.
         ridge: penalty of that prediction.
         warm_start: a work directory whose tokenizer this one begins with, and whose code numbers it keeps.
+        compressor: a run of `windfire train smec` on the text vectors: they are made shorter first; None = as they are.
+        compressor_width: of the shorter text vectors, one of the run's.
     """
 
     collaborative_weight: Annotated[float, Interval(ge=0, le=1)] = 0.5
@@ -107,11 +109,15 @@ class SemanticIdSettings(_Section):
     fill: Fill = "zero"
     ridge: Annotated[float, Gt(0)] = 1.0
     warm_start: Path | None = None
+    compressor: Path | None = None
+    compressor_width: Annotated[int, Ge(1)] = 48
 
     @model_validator(mode="after")
     def _reads_text(self) -> Self:
         if self.source == "text" and self.fill == "predicted":
             raise ValueError("source text reads no collaboration: there is nothing to fill")
+        if self.compressor is not None and self.source == "collaborative" and self.fill == "zero":
+            raise ValueError("source collaborative reads no text: there is nothing to make shorter")
         return self
 
     def fitting(self, sizes: tuple[int, ...]) -> TokenizerSettings:
@@ -130,6 +136,6 @@ class SemanticIdSettings(_Section):
         What was settable from the first day is always there, anything else where it differs from its default, so that
         a setting that is added later leaves the bytes of other artefacts alone.
         """
-        value = self.model_dump(mode="json", exclude={"warm_start"})
+        value = self.model_dump(mode="json", exclude={"warm_start", "compressor"})
         default = SemanticIdSettings().model_dump(mode="json")
         return {name: found for name, found in value.items() if name in _FROM_THE_FIRST or found != default[name]}

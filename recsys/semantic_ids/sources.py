@@ -31,6 +31,23 @@ class Ridge(NamedTuple):
     bias: Floats
 
 
+class Shortening(NamedTuple):
+    """A compressor's affine map of a width (`recsys.models.smec.Compressor.fold`).
+
+    Attributes:
+        matrix: (d, D_t).
+        bias: (d,).
+    """
+
+    matrix: Floats
+    bias: Floats
+
+    def apply(self, text: Floats) -> Floats:
+        """(N, d) of unit length from (N, D_t); a zero row stays one."""
+        size = np.linalg.norm(text, axis=1, keepdims=True)
+        return unit_length(text @ self.matrix.T + size * self.bias).astype(np.float32)
+
+
 class RidgeFit(NamedTuple):
     """A fitted guess.
 
@@ -54,24 +71,27 @@ class EmbeddingSource:
         collaborative_weight: of the squared distance, when fused.
         dimension: D of the vectors.
         ridge: fills in the collaboration of items that have text and no interaction; None leaves it 0.
+        shortening: makes text vectors shorter before anything else; None leaves them.
     """
 
     source: Source
     collaborative_weight: float
     dimension: int
     ridge: Ridge | None = None
+    shortening: Shortening | None = None
 
     def embed(self, text: Floats, collaborative: Floats | None = None) -> Floats:
         """The vectors to encode.
 
         Args:
-            text: (N, D_t); zero rows are items without text.
+            text: (N, D_t) as the encoder made them; zero rows are items without text.
             collaborative: (N, D_c); zero rows are items without interactions. None: nobody has any, as with items
                 that come later.
 
         Returns:
             (N, D).
         """
+        text = text if self.shortening is None else self.shortening.apply(text)
         if self.source == "text":
             return unit_length(text).astype(np.float32)
         if collaborative is None:
@@ -87,8 +107,14 @@ class EmbeddingSource:
         return fuse(text, collaborative, collaborative_weight=self.collaborative_weight)
 
     def state(self) -> dict[str, Floats]:
-        """`source_weight` and `source_bias` where there is a ridge, else nothing."""
-        return {} if self.ridge is None else {"source_weight": self.ridge.weight, "source_bias": self.ridge.bias}
+        """`source_weight` and `source_bias` of a ridge, `source_short_<matrix|bias>` of a shortening."""
+        ridge = {} if self.ridge is None else {"source_weight": self.ridge.weight, "source_bias": self.ridge.bias}
+        if self.shortening is None:
+            return ridge
+        return ridge | {
+            "source_short_matrix": self.shortening.matrix,
+            "source_short_bias": self.shortening.bias,
+        }
 
     @classmethod
     def from_state(
@@ -96,11 +122,13 @@ class EmbeddingSource:
     ) -> EmbeddingSource:
         """Undo `state`, for vectors of D = `dimension`."""
         ridge = Ridge(state["source_weight"], state["source_bias"]) if "source_weight" in state else None
-        return cls(settings.source, settings.collaborative_weight, dimension, ridge)
+        held = "source_short_matrix" in state
+        short = Shortening(state["source_short_matrix"], state["source_short_bias"]) if held else None
+        return cls(settings.source, settings.collaborative_weight, dimension, ridge, short)
 
 
 def fit_source(
-    settings: SemanticIdSettings, text: Floats, collaborative: Floats
+    settings: SemanticIdSettings, text: Floats, collaborative: Floats, shortening: Shortening | None = None
 ) -> tuple[EmbeddingSource, RidgeFit | None]:
     """The source that the settings ask for, fitted where it has something to fit.
 
@@ -108,15 +136,17 @@ def fit_source(
         settings: source, weight, fill and ridge.
         text: (I, D_t).
         collaborative: (I, D_c), of training interactions only.
+        shortening: of the text, where it is made shorter first.
 
     Returns:
         The source; and the fit of its ridge, None where it has none or no item has both text and collaboration.
     """
+    text = text if shortening is None else shortening.apply(text)
     widths = {"text": text.shape[1], "collaborative": collaborative.shape[1]}
     dimension = widths.get(settings.source, sum(widths.values()))
     fit = fit_ridge(text, collaborative, penalty=settings.ridge) if settings.fill == "predicted" else None
     ridge = None if fit is None else fit.ridge
-    return EmbeddingSource(settings.source, settings.collaborative_weight, dimension, ridge), fit
+    return EmbeddingSource(settings.source, settings.collaborative_weight, dimension, ridge, shortening), fit
 
 
 def fillable(text: Floats, collaborative: Floats) -> npt.NDArray[np.intp]:

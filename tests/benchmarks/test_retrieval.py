@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.figures import Report
-from benchmarks.retrieval import Mixture, bench, load, nearest, retrieval_table
+from benchmarks.retrieval import CONFIG, Mixture, bench, load, nearest, retrieval_table
 from benchmarks.tables import render
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 
 
 def real(count: int = 400, width: int = 16) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -30,6 +31,16 @@ def test_the_mixture_has_the_means_and_covariances_of_its_clusters() -> None:
     np.testing.assert_array_equal(drawn, again)
 
 
+def test_settings_name_the_indexes_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "retrieval.yaml"
+    path.write_text(CONFIG.read_text().replace("short: [flat, hnsw]", "short: [flat, tree]"))
+    with pytest.raises(ConfigError, match="no index is called tree"):
+        load(path, quick=False)
+    path.write_text(CONFIG.read_text().replace("second: [48] ", "second: [47] "))
+    with pytest.raises(ConfigError, match="not measured"):
+        load(path, quick=False)
+
+
 def test_a_mixture_of_nothing_is_refused() -> None:
     with pytest.raises(DataError, match="at least two"):
         Mixture(np.zeros((5, 3), dtype=np.float32), 2, seed=1)
@@ -48,8 +59,20 @@ def test_the_exact_answer_is_exact() -> None:
 
 
 def test_a_small_run_has_every_figure_and_resumes(tmp_path: Path) -> None:
-    changes = {"items": 3_000, "queries": 20, "rounds": 10, "answer": 100, "components": 8}
-    settings = load(None, quick=True).model_copy(update=changes)
+    changes: dict[str, Any] = {
+        "items": 3_000,
+        "queries": 20,
+        "rounds": 10,
+        "answer": 100,
+        "components": 8,
+        "dimensions": [8, 4],
+        "short": ["flat"],
+        "second": [8],
+    }
+    changes |= {"compressor": {"steps": 30, "anchors": 32, "neighbours": 4, "memory": 300}}
+    quick = load(None, quick=True)
+    searching = {"kind": "flat", "exact_rows": 0, "exact_share": 0}  # else so few vectors are all compared as they are
+    settings = quick.model_copy(update=changes | {"indexes": {**quick.indexes, "flat": searching}})
     lines: list[str] = []
     report = bench(settings, "windfire bench retrieval", tmp_path / "work", say=lines.append, real=real())
     figures = {figure.name: figure for figure in report.figures}
@@ -58,7 +81,17 @@ def test_a_small_run_has_every_figure_and_resumes(tmp_path: Path) -> None:
     assert figures[f"{stem}.hnsw.recall@100"].value > 0.95
     assert figures[f"{stem}.ivf_pq.share1.recall@100"].value == 1.0, "few are eligible: all of them are looked at"
     assert figures[f"{stem}.ivf_pq.bytes_per_item"].value < figures[f"{stem}.flat.bytes_per_item"].value
-    assert len(figures) == 3 * (3 + 3 * 3)
+    assert len(figures) == (3 + 2 + 1) * (3 + 3 * 4)
+    assert figures[f"{stem}.flat.within@400"].value == 1.0
+    short = "retrieval.items3000.d8"
+    assert 0.2 < figures[f"{short}.flat.recall@100"].value < 1, "the exact answer is that of the whole vectors"
+    assert figures[f"{short}.flat.recall@100"].value < figures[f"{short}.flat.within@400"].value
+    assert figures["retrieval.items3000.d4.flat.recall@100"].value < figures[f"{short}.flat.recall@100"].value
+    second = figures[f"{short}.flat_second.recall@100"].value
+    assert second == pytest.approx(figures[f"{short}.flat.within@400"].value, abs=1e-3), "four candidates per answer"
+    sizes = [figures[f"{each}.flat.bytes_per_item"].value for each in (stem, short)]
+    assert sizes[0] - sizes[1] == pytest.approx(8 * 4, abs=0.1)
+    assert figures[f"{short}.flat_second.disk_bytes_per_item"].value > figures[f"{stem}.flat.bytes_per_item"].value
     report.save(tmp_path / "retrieval.json")
     assert render("retrieval", tmp_path) == retrieval_table(figures).markdown()
     assert retrieval_table(figures).rows[0][0] == "flat, 3,000 x 16"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from offline.job import JobContext, JobManifest, Outcome
-from offline.jobs.semantic_ids import build_semantic_ids, extend_semantic_ids, warm_start_files
+from offline.jobs.semantic_ids import build_semantic_ids, compressor_files, extend_semantic_ids, warm_start_files
 from offline.pipeline import plan
 from offline.session import LazySession
 from offline.settings import OfflineSettings
 from offline.tables import Tables
+from recsys.bundle.compressor import save_compressor
 from recsys.datasets.prepared import read_job
 from recsys.errors import ConfigError, DataError, VersionMismatchError
+from recsys.models.smec import Compressor, CompressorConfig
 from recsys.semantic_ids.artefact import Artefact
 from recsys.semantic_ids.retraining import changed_prefixes
 from recsys.semantic_ids.settings import SemanticIdSettings
@@ -201,3 +205,61 @@ def test_a_source_without_collaboration_has_nothing_to_fill() -> None:
     with pytest.raises(ConfigError) as caught:
         OfflineSettings.parse({"semantic_ids": {"source": "text", "fill": "predicted"}})
     assert caught.value.field == "semantic_ids"
+
+
+def compressor_run(folder: Path, *, dimension: int = 6, seed: int = 1) -> Path:
+    """As `windfire train smec` leaves one, as far as the job reads it."""
+    model = Compressor(CompressorConfig(dimension, 1))
+    with torch.no_grad():
+        model.stage(0).delta.copy_(torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(seed)))
+    (folder / "model").mkdir(parents=True)
+    save_compressor(folder / "model", model)
+    return folder
+
+
+def test_semantic_ids_of_shorter_text(tmp_path: Path) -> None:
+    """Built, stored and extended without the run; another compressor is another version, and no warm start."""
+    run = compressor_run(tmp_path / "run")
+    work = write_inputs(tmp_path / "work")
+    build(work, settings(compressor=run, compressor_width=3))
+    artefact = Artefact.load(work / "semantic_ids")
+    assert artefact.tokenizer.dimension == 3 + 4
+    assert "compressor" not in artefact.description["settings"]
+    shutil.rmtree(run)
+    later = write_inputs(tmp_path / "later", items=100)
+    (work / "semantic_ids").rename(later / "semantic_ids")
+    extend_semantic_ids(context(later, tmp_path / "new" / "semantic_ids"))
+    np.testing.assert_array_equal(codes_of(tmp_path / "new" / "semantic_ids")[:80], artefact.codes)
+    other = compressor_run(tmp_path / "other", seed=2)
+    again = write_inputs(tmp_path / "again")
+    build(again, settings(compressor=other, compressor_width=3))
+    assert Artefact.load(again / "semantic_ids").version != artefact.version
+    for changes in ({}, {"compressor": other, "compressor_width": 3}):
+        target = write_inputs(tmp_path / f"warm{len(changes)}")
+        with pytest.raises(VersionMismatchError, match="another compressor"):
+            build(target, settings(warm_start=later, **changes))
+
+
+def test_compressors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    work = write_inputs(tmp_path / "work")
+    wide = compressor_run(tmp_path / "wide", dimension=8)
+    with pytest.raises(VersionMismatchError, match="8 dimensions"):
+        build(work, settings(compressor=wide, compressor_width=4))
+    shutil.rmtree(work / "semantic_ids")
+    with pytest.raises(ConfigError, match="no such width"):
+        build(work, settings(compressor=compressor_run(tmp_path / "run"), compressor_width=5))
+    with pytest.raises(DataError, match="no compressor is here"):
+        compressor_files(settings(compressor=tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="reads no text"):
+        settings(compressor=wide, source="collaborative")
+
+
+def test_the_plan_notices_another_compressor(tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 2):
+        run = compressor_run(tmp_path / str(seed), seed=seed)
+        chosen = OfflineSettings.parse({"semantic_ids": {"compressor": str(run)}})
+        jobs = plan(Tables((), time_is_order=False), tmp_path / "work", chosen, "build")
+        found.append(next(dict(job.files) for job in jobs if job.name == "semantic_ids"))
+    assert found[0].keys() == {"compressor"}
+    assert found[0] != found[1]

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.bundle import Bundle
+from recsys.bundle import Bundle, load_indexes
 from recsys.catalog import CatalogFilter
 from recsys.decoding.decoder import DecodeResult, Ranked, Spent
 from serving.engine import EngineAnswer, EngineRequest
 from serving.schemas import ServedBy
+from serving.seeking import fill_from_history
+from serving.slate import Slate
 from serving.stages import BundleRecommender
 
 NOW = 2_000_000_000_000_000
@@ -138,7 +140,7 @@ class FewItems:
 
 
 def test_a_decoder_that_falls_short_is_filled_up(served_bundle: Bundle, recommender: BundleRecommender) -> None:
-    few = BundleRecommender(served_bundle, FewItems(recommender._decoder, 1), beam=10)
+    few = BundleRecommender(served_bundle, FewItems(recommender._decoder, 1), beam=10, retrieval=None)
     answer = ask(few, ["item-29", "item-31"], n=43, scene="home", exclude_seen=False)
     assert answer.served_by == "nezha"
     tiers = list(dict.fromkeys(sources(answer)))
@@ -147,6 +149,40 @@ def test_a_decoder_that_falls_short_is_filled_up(served_bundle: Bundle, recommen
     neighbours = [item.item_id for item in answer.items if item.source == "item_to_item"]
     # item-32 stands behind both: 1 from item-31, .8 * 1/3 from item-29
     assert set(neighbours) | {answer.items[0].item_id} >= {"item-30", "item-31", "item-32", "item-33", "item-34"}
+
+
+def test_the_indexes_fill_what_decoder_and_item_to_item_left_open(
+    served_bundle: Bundle, recommender: BundleRecommender
+) -> None:
+    few = BundleRecommender(
+        served_bundle, FewItems(recommender._decoder, 1), beam=10, retrieval=load_indexes(served_bundle)
+    )
+    answer = ask(few, ["item-29", "item-31"], n=30, scene="home")
+    assert list(dict.fromkeys(sources(answer))) == ["nezha", "item_to_item", "index"]
+    assert len(set(ids(answer))) == 30
+    vectors = served_bundle.collaborative / np.linalg.norm(served_bundle.collaborative, axis=1, keepdims=True)
+    scores = vectors @ (vectors[31] + 0.8 * vectors[29])
+    before = {item.item_id for item in answer.items if item.source != "index"} | {"item-29", "item-31"}
+    left = sorted(AVAILABLE - before, key=lambda item: -round(float(scores[int(item[-2:])]), 6))
+    near = [item.item_id for item in answer.items if item.source == "index"]
+    assert near == left[: len(near)]
+
+
+def test_what_is_chosen_or_excluded_already_takes_no_place_of_the_indexes(served_bundle: Bundle) -> None:
+    retrieval = load_indexes(served_bundle)
+    assert retrieval is not None
+    shared = np.ones(48, dtype=np.bool_)
+    shared[20:28] = False
+    for mask in (None, shared):
+        slate = Slate(6, mask, np.array([31, 33], dtype=np.int32), [30], [0.5], ["nezha"])
+        fill_from_history(slate, np.array([29, 31], dtype=np.int32), retrieval, items=48)
+        assert len(set(slate.items)) == 6
+        assert slate.sources == ["nezha"] + ["index"] * 5
+        assert not {31, 33} & set(slate.items)
+        assert mask is None or mask[slate.items].all()
+    empty = Slate(6, None, np.array([], dtype=np.int32))
+    fill_from_history(empty, np.array([], dtype=np.int32), retrieval, items=48)
+    assert empty.items == []
 
 
 identifiers = st.sampled_from([*ITEMS, "nobody", "", "Item-11", "\u00eftem-12", "\U0001f525"])

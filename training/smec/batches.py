@@ -24,7 +24,7 @@ class Batch:
         rows: (R,) distinct, what goes through the layer.
         queries: (B,) places in `rows`.
         documents: (C,) places in `rows`.
-        labels: (B, C) 1 where a document is right.
+        labels: (B, C) 1 where a document is right, -1 where it is the query itself, else 0.
         anchors: (A,) places in `rows`.
         neighbours: (A, K) places in `rows`; K is 0 where neighbours are not known yet.
     """
@@ -47,7 +47,7 @@ class Labelled:
 
     def __init__(self, data: VectorData, settings: SmecSettings) -> None:
         assert data.judgements is not None  # noqa: S101 - for the type checker
-        self._judgements, self._documents = data.judgements, len(data.documents)
+        self._judgements, self._documents, self._own = data.judgements, len(data.documents), data.own
         self._settings = settings
         self._hard = data.hard_negatives(min(settings.hard, self._documents))  # (Q, H)
 
@@ -61,6 +61,9 @@ class Labelled:
         labels = torch.zeros(len(queries), len(documents))
         for row, own in enumerate(right):
             labels[row, np.searchsorted(documents, own)] = 1.0
+        if self._own is not None:
+            themselves = documents == self._own[queries][:, None]  # (B, C)
+            labels[torch.from_numpy(themselves)] = -1.0
         return queries + self._documents, documents, labels
 
 

@@ -33,14 +33,18 @@ class VectorData:
         documents: (D, N) float32.
         queries: (Q, N) float32; (0, N) without labels.
         judgements: the documents that are right for each query; None without labels.
+        own: (Q,) the document that a query is itself: neither right nor wrong, and no answer; -1 where it is none,
+            None where no query is one.
 
     Raises:
-        InputError: widths that differ, values that are not finite, or a label beyond the documents.
+        InputError: widths that differ, values that are not finite, a label beyond the documents, or an own document
+            that is right.
     """
 
     documents: npt.NDArray[np.float32]
     queries: npt.NDArray[np.float32]
     judgements: Judgements | None
+    own: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.documents.ndim != 2:
@@ -56,6 +60,16 @@ class VectorData:
                 value=int(self.judgements.documents.max()),
                 remedy="number documents from 0 in the order of the vectors",
             )
+
+        if self.own is not None:
+            self._check_own(self.own)
+
+    def _check_own(self, own: npt.NDArray[np.int64]) -> None:
+        if self.judgements is None or own.shape != (len(self.queries),) or own.max(initial=-1) >= len(self.documents):
+            raise InputError("every query is one document or none", field="own", value=own.shape)
+        for query, document in enumerate(own.tolist()):
+            if document in self.judgements[query]:
+                raise InputError("a query's own document is no answer to it", field="own", value=f"query {query}")
 
     @classmethod
     def unlabelled(cls, documents: npt.NDArray[np.float32]) -> VectorData:
@@ -85,7 +99,7 @@ class VectorData:
         return rows.astype(np.int64)
 
     def hard_negatives(self, count: int) -> npt.NDArray[np.int32]:
-        """(Q, count) the nearest documents of each query that are not right for it; -1 where there are fewer.
+        """(Q, count) the nearest documents of each query that are wrong for it; -1 where there are fewer.
 
         Raises:
             DataError: there are no labels.
@@ -96,9 +110,15 @@ class VectorData:
         found = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             block = queries[start : start + _QUERIES_AT_ONCE]
-            right = [self.judgements[start + row] for row in range(len(block))]
-            found.append(top_items(block @ documents.T, count, mask=right))
+            left_out = [self._no_wrong(start + row) for row in range(len(block))]
+            found.append(top_items(block @ documents.T, count, mask=left_out))
         return np.concatenate(found)
+
+    def _no_wrong(self, query: int) -> npt.NDArray[np.int64]:
+        """Documents that are right for a query, and its own."""
+        assert self.judgements is not None  # noqa: S101 - for the type checker
+        own = () if self.own is None or self.own[query] < 0 else (self.own[query],)
+        return np.append(self.judgements[query], np.array(own, dtype=np.int64))
 
     def some(self, queries: npt.NDArray[np.integer]) -> VectorData:
         """With these queries only, documents as they are.
@@ -108,7 +128,8 @@ class VectorData:
         """
         if self.judgements is None:
             raise DataError("there are no labels", field="labels", value=None)
-        return VectorData(self.documents, self.queries[queries], self.judgements.some(queries))
+        own = None if self.own is None else self.own[queries]
+        return VectorData(self.documents, self.queries[queries], self.judgements.some(queries), own)
 
     def without_labels(self) -> VectorData:
         """Documents and queries alike as vectors of which nothing is known."""
@@ -125,6 +146,8 @@ class VectorData:
         parts: list[str | bytes] = [self.documents.tobytes(), self.queries.tobytes(), str(self.documents.shape)]
         if self.judgements is not None:
             parts += [self.judgements.offsets.tobytes(), self.judgements.documents.tobytes()]
+        if self.own is not None:
+            parts.append(self.own.tobytes())
         return sha256_parts(parts)
 
 
@@ -220,7 +243,7 @@ def load_data(
 
 
 def next_items(work: Path, vectors: npt.NDArray[np.float32]) -> VectorData:
-    """Labels out of a log: an item's vector is the query, what users took next in training is right.
+    """Labels out of a log: an item's vector is the query, what users took next in training is right, itself no answer.
 
     Args:
         work: directory of `windfire offline run`.
@@ -233,7 +256,7 @@ def next_items(work: Path, vectors: npt.NDArray[np.float32]) -> VectorData:
     if not len(pairs):
         raise DataError("no user has two training events", field="data", value=str(work))
     items, starts = np.unique(pairs[:, 0], return_index=True)
-    return VectorData(vectors, vectors[items], Judgements.of(np.split(pairs[:, 1], starts[1:])))
+    return VectorData(vectors, vectors[items], Judgements.of(np.split(pairs[:, 1], starts[1:])), items)
 
 
 def successors(sequences: Sequences) -> npt.NDArray[np.int64]:

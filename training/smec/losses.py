@@ -18,7 +18,7 @@ def rank_loss(scores: Tensor, labels: Tensor, *, scale: float) -> Tensor:
 
     Args:
         scores: (B, C) cosines of queries and documents.
-        labels: (B, C) at least 0.
+        labels: (B, C) at least 0; a negative one takes a document out of the query's pairs.
         scale: of the cosines; they differ by less than 2, where the logarithm is still almost straight.
 
     Returns:
@@ -26,7 +26,7 @@ def rank_loss(scores: Tensor, labels: Tensor, *, scale: float) -> Tensor:
     """
     queries, right = torch.nonzero(labels > 0, as_tuple=True)  # (P,) each
     margins = scores[queries] - scores[queries, right][:, None]  # (P, C)
-    weights = (labels[queries, right][:, None] - labels[queries]).clamp(min=0)  # (P, C)
+    weights = (labels[queries, right][:, None] - labels[queries]).clamp(min=0) * (labels[queries] >= 0)  # (P, C)
     return (weights * functional.softplus(scale * margins)).sum() / weights.sum().clamp(min=1e-12)
 
 

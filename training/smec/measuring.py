@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NDCG_AT: Final = 10
 KEPT_AT: Final = 10
-RECALL_AT: Final = 100
+RECALL_AT: Final = (10, 100)
 
 
 def measure(
@@ -32,12 +32,12 @@ def measure(
 
     Returns:
         `neighbours@10` (B,): share of a document's ten nearest that are kept; with labels per query (Q,)
-        `ndcg@10` and `recall@100`.
+        `ndcg@10`, `recall@10` and `recall@100`, of all documents but the one that a query is itself.
     """
     short = method.reduce(data.documents, width)
     found = {f"neighbours@{KEPT_AT}": kept_neighbours(unit(data.documents), short, rows, KEPT_AT)}
     if data.judgements is not None:
         scores = method.reduce(data.queries, width) @ short.T  # (Q, D)
-        ndcg, recall = judged_gains(scores, data.judgements, ndcg_at=NDCG_AT, recall_at=RECALL_AT)
-        found |= {f"ndcg@{NDCG_AT}": ndcg, f"recall@{RECALL_AT}": recall}
+        ndcg, recall = judged_gains(scores, data.judgements, ndcg_at=NDCG_AT, recall_at=RECALL_AT, own=data.own)
+        found |= {f"ndcg@{NDCG_AT}": ndcg} | {f"recall@{k}": at for k, at in zip(RECALL_AT, recall, strict=True)}
     return found

@@ -35,6 +35,15 @@ def build(
     encode: Annotated[
         bool, typer.Option("--encode", help="Encode the items' texts with --encoder instead of taking their vectors.")
     ] = False,
+    compressor: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=RUN: shorten the vectors of this name by a run of `windfire train smec`; repeatable."),
+    ] = None,
+    width: Annotated[int, typer.Option(min=1, help="Of shortened vectors: one of the run's.")] = 48,
+    second_look: Annotated[
+        bool,
+        typer.Option("--second-look", help="Score candidates by whole vectors, left on the disk."),
+    ] = False,
 ) -> None:
     """Build what changed; whatever is there and fits stays."""
     from rich.console import Console
@@ -60,6 +69,8 @@ def build(
             item_ids=prepared.items["item_id"].to_pylist(),
             encoder=spec if "text" in chosen else None,
             own=["text"] if encode else [],
+            compressors=_compressors(compressor or [], width),
+            second_look=second_look,
             progress=lambda name, count: bars.update(tasks[name], completed=count),
         )
     _show(data / RETRIEVAL, set(built))
@@ -84,6 +95,22 @@ def _chosen(prepared: Any, vectors: str, given: Path | None) -> dict[VectorsName
     if not chosen:
         raise ConfigError("nothing to build", field="vectors", value=vectors, remedy="name vectors, or give some")
     return chosen
+
+
+def _compressors(given: list[str], width: int) -> dict[VectorsName, Path]:
+    from recsys.errors import ConfigError
+    from recsys.retrieval.settings import NAMES
+
+    found: dict[VectorsName, Path] = {}
+    for value in given:
+        name, _, run = value.partition("=")
+        known = next((known for known in NAMES if known == name), None)
+        if known is None or not run or known in found:
+            raise ConfigError(
+                "not NAME=RUN with a name of its own", field="compressor", value=value, remedy="for instance text=RUN"
+            )
+        found[known] = Path(run) / "model" / f"compressor_{width}.onnx"
+    return found
 
 
 def _read(path: Path) -> npt.NDArray[Any]:

@@ -9,9 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from recsys.backends.compressor_onnx import INPUT, OUTPUT, compressor_graph, export_compressor
-from recsys.errors import ConfigError
+from recsys.backends.compressor_runtime import GraphCompressor
+from recsys.errors import ConfigError, CorruptionError, DataError, InputError
 from recsys.models.smec import Compressor, CompressorConfig
 
 if TYPE_CHECKING:
@@ -40,10 +42,38 @@ def test_every_exported_width_agrees_with_the_stack(model: Compressor, tmp_path:
         np.testing.assert_allclose(answer, model(torch.from_numpy(x), width).detach(), atol=3e-6)
 
 
-def test_a_vector_without_a_direction_stays_finite() -> None:
-    proto = compressor_graph(Compressor(CompressorConfig(8, 1)), 4)
+def test_a_vector_without_a_direction_stays_one(model: Compressor) -> None:
+    proto = compressor_graph(model, 24)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert (session.run([OUTPUT], {INPUT: np.zeros((2, 8), np.float32)})[0] == 0).all()
+    assert (session.run([OUTPUT], {INPUT: np.zeros((2, 48), np.float32)})[0] == 0).all()
+
+
+def test_the_runtime_of_a_bundle_answers_as_the_compressor_does(model: Compressor, tmp_path: Path) -> None:
+    path = export_compressor(model, tmp_path)[1]
+    found = GraphCompressor(path)
+    assert (found.dimension, found.width) == (48, 12)
+    for count in (0, 1, 2**14 + 3):
+        x = np.random.default_rng(count).normal(size=(count, 48))
+        np.testing.assert_allclose(found(x), model.reduce(x.astype(np.float32), 12), atol=3e-6)
+    with pytest.raises(InputError, match=r"\(B, 48\)"):
+        found(np.ones((1, 12)))
+    with pytest.raises(InputError, match="row 1 of 2"):
+        found(np.array([[1.0] * 48, [np.inf] * 48]))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no compressor of this width"):
+        GraphCompressor(tmp_path / "compressor_48.onnx")
+    (tmp_path / "half.onnx").write_bytes(b"half")
+    with pytest.raises(CorruptionError, match=r"half\.onnx"):
+        GraphCompressor(tmp_path / "half.onnx")
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 4]) for name in ("x", "y")]
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", shape[:1], shape[1:])
+    (tmp_path / "other.onnx").write_bytes(
+        helper.make_model(other, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    )
+    with pytest.raises(DataError, match="one matrix called vectors"):
+        GraphCompressor(tmp_path / "other.onnx")
 
 
 def test_the_graph_has_standard_operators_only(model: Compressor) -> None:

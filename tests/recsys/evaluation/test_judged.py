@@ -18,21 +18,27 @@ from recsys.evaluation.judged import Judgements, judged_gains, kept_neighbours, 
     st.permutations(range(12)),
     st.sets(st.integers(0, 11), min_size=1, max_size=6),
     st.integers(1, 14),
-    st.integers(1, 14),
+    st.lists(st.integers(1, 14), min_size=1, max_size=3),
+    st.integers(-1, 11),
 )
-def test_gains_equal_their_definitions(order: list[int], right: set[int], ndcg_at: int, recall_at: int) -> None:
+def test_gains_equal_their_definitions(
+    order: list[int], right: set[int], ndcg_at: int, recall_at: list[int], own: int
+) -> None:
     scores = np.zeros((1, 12))
     scores[0, order] = np.arange(12, 0, -1)
-    ndcg, recall = judged_gains(scores, Judgements.of([sorted(right)]), ndcg_at=ndcg_at, recall_at=recall_at)
+    ndcg, recall = judged_gains(
+        scores, Judgements.of([sorted(right)]), ndcg_at=ndcg_at, recall_at=recall_at, own=np.array([own])
+    )
+    order = [item for item in order if item != own]
     gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(order[:ndcg_at]) if item in right)
     ideal = sum(1 / math.log2(rank + 2) for rank in range(min(ndcg_at, len(right))))
     assert ndcg[0] == pytest.approx(gain / ideal)
-    assert recall[0] == pytest.approx(len(right & set(order[:recall_at])) / len(right))
+    assert recall[:, 0].tolist() == pytest.approx([len(right & set(order[:k])) / len(right) for k in recall_at])
 
 
 def test_all_right_ones_first_is_worth_one() -> None:
-    ndcg, recall = judged_gains(np.array([[3.0, 2.0, 1.0, 0.0]]), Judgements.of([[1, 0]]), ndcg_at=10, recall_at=2)
-    assert ndcg[0] == recall[0] == 1.0
+    ndcg, recall = judged_gains(np.array([[3.0, 2.0, 1.0, 0.0]]), Judgements.of([[1, 0]]), ndcg_at=10, recall_at=[2])
+    assert ndcg[0] == recall[0, 0] == 1.0
 
 
 def test_judgements_are_distinct_and_never_empty() -> None:
@@ -42,7 +48,7 @@ def test_judgements_are_distinct_and_never_empty() -> None:
     with pytest.raises(InputError, match="query 1"):
         Judgements.of([[1], []])
     with pytest.raises(InputError, match=r"\(Q, D\)"):
-        judged_gains(np.zeros((1, 4)), found, ndcg_at=1, recall_at=1)
+        judged_gains(np.zeros((1, 4)), found, ndcg_at=1, recall_at=[1])
 
 
 def test_kept_neighbours_against_enumeration() -> None:

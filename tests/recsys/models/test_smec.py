@@ -49,6 +49,20 @@ def test_before_training_it_is_truncation(sequential: bool, selection: bool) -> 
         torch.testing.assert_close(model(x, width), functional.normalize(x[:, :width], dim=1))
 
 
+@SWITCHES
+def test_a_vectors_length_says_nothing_and_a_zero_vector_stays_one(sequential: bool, selection: bool) -> None:
+    """Trained on unit vectors, a bias must not weigh less beside a longer one."""
+    model = randomised(CompressorConfig(16, 3, sequential, selection))
+    x = functional.normalize(some_vectors(), dim=1)
+    for width in model.widths:
+        for scale in (1e-3, 40.0):
+            np.testing.assert_allclose(model.reduce((scale * x).numpy(), width), model(x, width).detach(), atol=2e-6)
+            torch.testing.assert_close(model(scale * x, width), model(x, width))
+        zero = np.zeros((1, 16), np.float32)
+        assert not model.reduce(zero, width).any()
+        assert not model(torch.from_numpy(zero), width).any()
+
+
 def test_at_full_width_it_is_the_identity_whatever_was_trained() -> None:
     model = randomised(CompressorConfig(16, 2))
     x = functional.normalize(some_vectors(), dim=1)
@@ -100,6 +114,15 @@ def test_masks_are_drawn_in_proportion_to_the_exponentials_of_the_logits() -> No
     generator = torch.Generator().manual_seed(5)
     drawn = sum(stage.masks([1], temperature=1.0, generator=generator)[0].detach() for _ in range(4000))
     torch.testing.assert_close(torch.as_tensor(drawn) / 4000, weights, atol=0.03, rtol=0)
+
+
+def test_a_low_temperature_changes_the_gradient_and_not_the_choice() -> None:
+    stage = Stage(40, selection=True)
+    assert stage.logits is not None
+    with torch.no_grad():
+        stage.logits.copy_(torch.arange(40.0) * 20)
+    (mask,) = stage.masks([10], temperature=0.05, generator=torch.Generator().manual_seed(1))
+    assert mask.detach().nonzero()[:, 0].tolist() == list(range(30, 40))
 
 
 def test_without_selection_nothing_is_drawn() -> None:

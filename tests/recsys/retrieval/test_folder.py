@@ -9,16 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+from recsys.backends.compressor_onnx import export_compressor
 from recsys.bundle import Bundle, Registry, load_indexes, publish_run
+from recsys.bundle.compressor import load_compressor
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError, CorruptionError, DataError, InputError, VersionMismatchError, WindfireError
+from recsys.models.smec import Compressor, CompressorConfig
 from recsys.retrieval.folder import RETRIEVAL, load_retrieval, write_retrieval
 from recsys.retrieval.query_encoder import EncoderSpec, QueryEncoder, encoder_of_job
 from recsys.retrieval.settings import IndexSettings
 from recsys.storage import read_json, write_json_atomically
 from recsys.text.encoder import HASHING, HashingEncoder
+from training.smec.data import load_data
+from training.smec.settings import SmecSettings
+from training.smec.trainer import train_smec
 from windfire.commands import index
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -240,3 +247,127 @@ def test_folders_that_are_none_and_rows_beyond_the_catalogue(tmp_path: Path) -> 
 def test_a_query_does_not_depend_on_what_surrounds_the_words() -> None:
     encoder = QueryEncoder(HashingEncoder())
     np.testing.assert_array_equal(encoder.encode("  dry hair \n"), encoder.encode("dry hair"))
+
+
+@pytest.fixture(scope="session")
+def compressors(tmp_path_factory: pytest.TempPathFactory, tiny_work: Path) -> Path:
+    """A run of `windfire train smec`, as short as can be, on the text vectors of 6 dimensions."""
+    run = tmp_path_factory.mktemp("smec") / "run"
+    chosen = SmecSettings(halvings=1, steps=3, warmup_steps=1, batch=4, anchors=8, neighbours=2, memory=0)
+    train_smec(load_data(tiny_work), chosen, run, seed=1)
+    return run
+
+
+def test_a_compressed_index_is_served_by_the_bundles_own_graph(
+    work: Path, tiny_run: Path, tmp_path: Path, compressors: Path
+) -> None:
+    done = call("build", "--data", work, "--compressor", f"text={compressors}", "--width", 3)
+    assert "text: built, 48 items with a vector, dimension 3, flat" in done.stdout
+    assert "collaborative: built" in done.stdout
+    assert (
+        "text: unchanged" in call("build", "--data", work, "--compressor", f"text={compressors}", "--width", 3).stdout
+    )
+    bundle = publish(work, tiny_run, tmp_path / "registry")
+    assert f"{RETRIEVAL}/compressor_text.onnx" in bundle.manifest.files
+    retrieval = load_indexes(bundle)
+    assert retrieval is not None
+    data = PreparedData.load(work)
+    short = load_compressor(compressors / "model").reduce(data.text, 3)
+    similar = retrieval.similar(7, 48, None, "text")
+    assert similar is not None
+    np.testing.assert_allclose(similar.found.scores, np.sort(short @ short[7])[::-1], atol=1e-5)
+    # a new item comes as its encoder made it
+    assert (retrieval.dimension("text"), retrieval.dimension("given")) == (6, None)
+    assert retrieval.dimension("collaborative") == data.collaborative.shape[1]
+    retrieval.put("text", np.array([48]), data.text[7:8] * 3)
+    twin = retrieval.similar(48, 2, None, "text")
+    assert twin is not None
+    assert sorted(twin.found.rows.tolist()) == [7, 48]
+    np.testing.assert_allclose(twin.found.scores, 1, atol=1e-5)
+    with pytest.raises(InputError, match=r"\(B, 6\)"):
+        retrieval.put("text", np.array([49]), short[:1])
+    with pytest.raises(InputError, match="zero vector"):
+        retrieval.put("text", np.array([49]), np.zeros((1, 6)))
+    with pytest.raises(DataError, match="no index over these vectors"):
+        retrieval.put("given", np.array([49]), short[:1])
+
+
+def test_a_searched_text_is_shortened_as_the_items_were(tmp_path: Path) -> None:
+    texts = ["red lacquer", "dry hair", "", "vanilla", "rose", "oil"]
+    vectors = HashingEncoder().encode(texts)
+    model = Compressor(CompressorConfig(256, 1), torch.linalg.qr(torch.randn(256, 256)).Q)
+    with torch.no_grad():
+        model.stage(0).bias.fill_(0.1)
+    (path,) = export_compressor(model, tmp_path)
+    spec = EncoderSpec.of(HASHING, max_tokens=96, bfloat16=False)
+    write_retrieval(
+        tmp_path / "index", {"text": vectors}, IndexSettings(), item_ids=IDS, encoder=spec, compressors={"text": path}
+    )
+    retrieval = load_retrieval(tmp_path / "index")
+    found = retrieval.search("Dry  hair!", 6, None)
+    assert found.rows[0] == 1
+    assert found.scores[0] == pytest.approx(1, abs=1e-5)
+    assert 2 not in found.rows, "the item without text has no vector, whatever the bias"
+    short = model.reduce(vectors, 128)
+    np.testing.assert_allclose(found.scores, np.sort(np.delete(short @ short[1], 2))[::-1], atol=1e-5)
+
+
+def test_a_compressor_that_is_left_out_again_leaves_nothing(work: Path, compressors: Path) -> None:
+    call("build", "--data", work, "--compressor", f"text={compressors}", "--width", 3)
+    assert "text: built, 48 items with a vector, dimension 6" in call("build", "--data", work).stdout
+    assert not list((work / RETRIEVAL).glob("*.onnx"))
+    assert load_retrieval(work / RETRIEVAL).compressors == {}
+
+
+def test_damaged_and_foreign_compressors_are_refused(work: Path, compressors: Path) -> None:
+    call("build", "--data", work, "--compressor", f"text={compressors}", "--width", 3)
+    path = work / RETRIEVAL / "compressor_text.onnx"
+    graph = path.read_bytes()
+    path.write_bytes(graph[:-1])
+    with pytest.raises(CorruptionError, match=r"compressor_text\.onnx"):
+        load_retrieval(work / RETRIEVAL)
+    path.write_bytes(graph)
+    manifest = work / RETRIEVAL / "retrieval.json"
+    value = read_json(manifest)
+    write_json_atomically(manifest, {**value, "compressors": {"text": {**value["compressors"]["text"], "width": 2}}})
+    with pytest.raises(VersionMismatchError, match="vectors of 2 dimensions"):
+        load_retrieval(work / RETRIEVAL)
+    changed = {**value["compressors"]["text"], "dimension": 7}
+    write_json_atomically(manifest, {**value, "compressors": {"text": changed}})
+    with pytest.raises(VersionMismatchError, match="3 dimensions from 6"):
+        load_retrieval(work / RETRIEVAL)
+    (compressors.parent / "other" / "model").mkdir(parents=True, exist_ok=True)
+    (compressors.parent / "other" / "model" / "compressor_3.onnx").write_bytes(b"no graph")
+    write_json_atomically(manifest, value)
+    for options, error, match in (
+        (["text=nowhere"], DataError, "no compressor of this width"),
+        ([f"text={compressors.parent / 'other'}"], CorruptionError, "cannot be read by ONNX Runtime"),
+        ([f"collaborative={compressors}"], VersionMismatchError, "trained on vectors of 6"),
+        ([f"given={compressors}"], ConfigError, "no index is built over"),
+        (["colour=x"], ConfigError, "NAME=RUN"),
+        ([f"text={compressors}", f"text={compressors}"], ConfigError, "NAME=RUN"),
+    ):
+        wanted = [part for value in options for part in ("--compressor", value)]
+        with pytest.raises(error, match=match):
+            call("build", "--data", work, "--width", 3, *wanted)
+    assert load_retrieval(work / RETRIEVAL).compressors, "a refused call changes nothing"
+
+
+def test_candidates_are_near_what_the_newest_items_have_in_common(work: Path) -> None:
+    call("build", "--data", work)
+    retrieval = load_retrieval(work / RETRIEVAL)
+    data = PreparedData.load(work)
+    unit = data.collaborative / np.linalg.norm(data.collaborative, axis=1, keepdims=True)
+    history = [3, -1, 9, 12]
+    asked = unit[12] + 0.8 * unit[9] + 0.64 * unit[3]
+    expected = unit @ asked / np.linalg.norm(asked)
+    mask = np.ones(48, dtype=bool)
+    mask[history] = False  # -1 is the last row: hidden, too
+    found = retrieval.candidates(history, 5, mask)
+    assert found is not None
+    assert found.vectors == "collaborative"
+    assert not set(found.found.rows.tolist()) & {3, 9, 12, 47}
+    np.testing.assert_allclose(found.found.scores, np.sort(expected[mask])[::-1][:5], atol=1e-6)
+    assert retrieval.candidates([], 5, None) is None
+    assert retrieval.candidates([-1, 400], 5, None) is None
+    assert retrieval.candidates(history, 5, None, "given") is None

@@ -156,7 +156,38 @@ def test_bad_queries_are_named(query: list[float]) -> None:
         build_index(np.eye(2), IndexSettings()).search(np.array(query), 1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vector_that_was_handed_out_outlives_a_rebuild(kind: str) -> None:
+    """faiss owns the memory of a built segment; a view of it would be read after it was freed."""
+    vectors = whole_numbers(7, 200)
+    index = build_index(vectors, IndexSettings(kind=kind, **SEARCHING), cosine=False)
+    held = index.vector(3)
+    assert held is not None
+    assert not np.shares_memory(held, index.state.built.vectors)
+    index.put(np.array([3]), np.zeros((1, WIDTH)))
+    index.rebuild()
+    assert held.tolist() == vectors[3].tolist()
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_rows_are_found_wherever_they_stand(kind: str) -> None:
+    """Gaps between rows, before the first and behind the last, with and without tombstones."""
+    rows = np.array([2, 3, 5, 9])
+    index = build_index(whole_numbers(3, 4) + 10, IndexSettings(kind=kind), rows=rows)
+    asked = np.array([0, 2, 4, 5, 9, 10])
+    assert index.state.holds(asked).tolist() == [False, True, False, True, True, False]
+    index.remove(np.array([9, 2]))
+    index.put(np.array([4]), np.ones((1, WIDTH)))
+    assert index.state.holds(asked).tolist() == [False, False, True, True, False, False]
+    empty = build_index(np.zeros((3, WIDTH)), IndexSettings(kind=kind))
+    assert not empty.state.holds(asked).any()
+    with pytest.raises(InputError, match="not in the index"):
+        empty.remove(np.array([0]))
+
+
 def test_bad_rows_and_counts_are_named() -> None:
+    with pytest.raises(InputError, match="index of an item"):
+        build_index(whole_numbers(1, 3), IndexSettings(), cosine=False).put(np.array([1.5]), np.ones((1, WIDTH)))
     index = build_index(np.eye(3), IndexSettings())
     with pytest.raises(InputError, match="stands twice"):
         index.put(np.array([7, 7]), np.ones((2, 3)))

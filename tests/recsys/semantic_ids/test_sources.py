@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys.models.smec import Compressor, CompressorConfig
 from recsys.semantic_ids.fusion import fuse, unit_length
 from recsys.semantic_ids.settings import SemanticIdSettings
-from recsys.semantic_ids.sources import EmbeddingSource, fit_ridge, fit_source
+from recsys.semantic_ids.sources import EmbeddingSource, Shortening, fit_ridge, fit_source
 
 
 def items(seed: int, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +93,25 @@ def test_the_state_brings_the_same_source_back() -> None:
     source, _ = fit_source(settings, text, other)
     again = EmbeddingSource.from_state(settings, source.state(), dimension=10)
     np.testing.assert_array_equal(again.embed(text), source.embed(text))
+
+
+def test_text_is_made_shorter_before_all_else() -> None:
+    text, other = items(7)
+    model = Compressor(CompressorConfig(6, 1), torch.linalg.qr(torch.randn(6, 6)).Q)
+    with torch.no_grad():
+        model.stage(0).bias.fill_(0.3)
+    short = Shortening(*(part.numpy() for part in model.fold(3)))
+    reduced = model.reduce(text, 3)
+    np.testing.assert_allclose(short.apply(text), reduced, atol=1e-6)
+    for changes in ({}, {"fill": "predicted"}, {"source": "collaborative", "fill": "predicted"}, {"source": "text"}):
+        settings = SemanticIdSettings.model_validate(changes)
+        source, _ = fit_source(settings, text, other, short)
+        plain, _ = fit_source(settings, reduced, other)
+        np.testing.assert_allclose(source.embed(text, other), plain.embed(reduced, other), atol=1e-5)
+        np.testing.assert_allclose(source.embed(text), plain.embed(reduced), atol=1e-5)
+        assert source.dimension == plain.dimension
+        again = EmbeddingSource.from_state(settings, source.state(), dimension=source.dimension)
+        np.testing.assert_array_equal(again.embed(text), source.embed(text))
 
 
 def test_nothing_to_learn_from_leaves_zeros() -> None:

@@ -102,3 +102,16 @@ def test_bad_widths_and_vectors_are_refused(labelled: VectorData) -> None:
             method.reduce(labelled.documents, 17)
         with pytest.raises(InputError, match=r"\(B, 16\)"):
             method.reduce(labelled.documents[:, :9], 8)
+
+
+def test_lengths_say_nothing_and_zero_vectors_stay_zero(labelled: VectorData) -> None:
+    methods: list[Reducer] = [PrincipalComponents(labelled.table, 2, centred=True), *adaptors(labelled, PLAIN)]
+    for method in methods[1:]:
+        assert isinstance(method, torch.nn.Module)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    for method in methods:
+        short = method.reduce(labelled.documents, 4)
+        np.testing.assert_allclose(method.reduce(20 * labelled.documents, 4), short, atol=1e-5)
+        assert not method.reduce(np.zeros((1, 16), np.float32), 4).any()

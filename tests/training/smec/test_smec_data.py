@@ -12,7 +12,9 @@ from recsys.datasets.prepared import load_sequences
 from recsys.errors import ConfigError, DataError, InputError
 from recsys.evaluation.judged import Judgements
 from training.smec.batches import Labelled, together
-from training.smec.data import VectorData, load_data, read_vectors, successors
+from training.smec.controls import Truncation
+from training.smec.data import VectorData, load_data, read_vectors, successors, unit
+from training.smec.measuring import measure
 from training.smec.settings import SmecSettings
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ def test_labels_from_the_log_are_next_items_of_training_alone(tiny_work: Path) -
     items = sorted({pair[0] for pair in expected})
     np.testing.assert_array_equal(data.queries, data.documents[items])
     assert data.judgements[0].tolist() == sorted(b for a, b in expected if a == items[0])
+    assert data.own is not None
+    assert data.own.tolist() == items
 
 
 def test_files_of_vectors_and_labels(tmp_path: Path) -> None:
@@ -90,6 +94,40 @@ def test_labels_beyond_the_documents_and_other_widths_are_refused() -> None:
         VectorData(eye, eye[:1], None)
     with pytest.raises(DataError, match="fewer than two"):
         _ = VectorData.unlabelled(np.zeros((3, 2), np.float32)).pool
+
+
+def test_a_query_is_no_answer_to_itself(tiny_work: Path) -> None:
+    """Its own document is neither wrong nor found, whatever it scores."""
+    data = load_data(tiny_work, from_log=True)
+    assert data.own is not None
+    assert data.judgements is not None
+    hard = data.hard_negatives(20)
+    assert not (hard == data.own[:, None]).any()
+    chosen = SmecSettings(halvings=1, batch=12, negatives=2, hard=4, steps=20)
+    queries, documents, labels = Labelled(data, chosen).draw(np.random.default_rng(1))
+    own = data.own[queries - len(data.documents)]
+    here = documents == own[:, None]
+    assert here.any()
+    assert ((labels.numpy() == -1) == here).all()
+    part, rest = data.split(0.5, seed=1)
+    for each in (part, rest):
+        assert each.own is not None
+        np.testing.assert_array_equal(each.documents[each.own], each.queries)
+    gains = measure(Truncation(6, 1), data, np.arange(5), 6)
+    scores = unit(data.queries) @ unit(data.documents).T
+    scores[np.arange(len(scores)), data.own] = -2
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    expected = [np.isin(data.judgements[q], row).mean() for q, row in enumerate(first)]
+    np.testing.assert_allclose(gains["recall@10"], expected)
+
+
+def test_own_documents_that_cannot_be_are_refused() -> None:
+    eye = np.eye(3, dtype=np.float32)
+    with pytest.raises(InputError, match="no answer to it"):
+        VectorData(eye, eye[:1], Judgements.of([[2, 0]]), np.array([0]))
+    for own in (np.array([3]), np.array([0, 1])):
+        with pytest.raises(InputError, match="one document or none"):
+            VectorData(eye, eye[:1], Judgements.of([[2]]), own)
 
 
 def test_held_out_queries_are_apart_from_those_trained_on(labelled: VectorData) -> None:

@@ -44,3 +44,12 @@ def test_recovery_loss_is_a_mean_length_with_a_gradient_at_zero() -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     assert moved.grad is not None
     assert bool(moved.grad.isfinite().all())
+
+
+def test_a_document_taken_out_changes_no_rank_loss() -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores, labels = torch.randn(4, 6, generator=generator), torch.zeros(4, 6)
+    labels[:, 0] = 1
+    labels[1, 4] = 1
+    labels[:, 5] = -1
+    torch.testing.assert_close(rank_loss(scores, labels, scale=3.0), rank_loss(scores[:, :5], labels[:, :5], scale=3.0))

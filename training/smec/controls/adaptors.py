@@ -59,9 +59,11 @@ class _Adaptor(nn.Module, ABC):
         check_vectors(vectors, self.dimension)
         if width not in self.widths:
             raise ConfigError("no such width", field="width", value=width, remedy=f"one of {self.widths}")
-        turned = torch.from_numpy(vectors).to(self.rotation) @ self.rotation.T
-        unit: npt.NDArray[np.float32] = functional.normalize(self.adapted(turned, width), dim=1).cpu().numpy()
-        return unit
+        given = torch.tensor(vectors).to(self.rotation)
+        moved = self.adapted(functional.normalize(given, dim=1) @ self.rotation.T, width)
+        kept = moved * given.any(dim=1, keepdim=True)  # a bias would give a zero vector a direction
+        short: npt.NDArray[np.float32] = functional.normalize(kept, dim=1).cpu().numpy()
+        return short
 
 
 class _Moving:

@@ -39,7 +39,7 @@ class PrincipalComponents:
     """The directions in which the fitted vectors are largest.
 
     Args:
-        vectors: (T, N) to fit on.
+        vectors: (T, N) of unit length to fit on.
         halvings: as of `CompressorConfig`.
         centred: subtract the mean first, as the textbook does. Without it similarities at N are the vectors' own.
     """
@@ -55,7 +55,8 @@ class PrincipalComponents:
         """See `training.smec.course.Reducer`."""
         check_vectors(vectors, self._dimension)
         _check_width(width, self._dimension)
-        return unit((vectors - self._mean) @ self._axes[:width].T)
+        centred = (unit(vectors) - self._mean) * vectors.any(axis=1, keepdims=True)  # a zero vector stays one
+        return unit(centred @ self._axes[:width].T)
 
 
 def _check_width(width: int, dimension: int) -> None:
