@@ -1,4 +1,4 @@
-"""The closed loop, as most load tests have it: who waits for an answer sends nothing, and nobody counts what it omits."""
+"""The closed loop, as most load tests have it: who waits for an answer sends nothing, and that is counted nowhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.connection import Ticket
 from loadtest.open_loop import take
-from loadtest.running import Load, Measurement, Run
+from loadtest.running import Load, Measurement, Run, together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,9 +42,9 @@ async def run_closed(
         await pool.warm(min(users, load.connections))
         interval = users / load.rate
         origin = measurement.start()
-        async with asyncio.TaskGroup() as group:
-            for user in range(users):
-                group.create_task(_user(measurement, requests, origin + interval * user / users, interval))
+        await together(
+            _user(measurement, requests, origin + interval * user / users, interval) for user in range(users)
+        )
         measurement.all_sent()
         return await measurement.result()
 

@@ -74,9 +74,9 @@ class Connection(asyncio.Protocol):
 
     def send(self, ticket: Ticket, data: bytes) -> None:
         """Hand a request to the socket; the connection must be idle."""
-        assert self._transport is not None
         self.ticket = ticket
-        self._transport.write(data)
+        if self._transport is not None:  # it is: only what was opened is handed out
+            self._transport.write(data)
 
     def close(self, *, kind: str = DISCONNECTED) -> None:
         """End it at once; the owner is told if it was not yet."""

@@ -11,6 +11,7 @@ import numpy as np
 from loadtest.alarm import Alarm
 from loadtest.arrivals import poisson_arrivals
 from loadtest.connection import Ticket
+from loadtest.errors import SettingsError
 from loadtest.running import Load, Measurement, Run
 
 if TYPE_CHECKING:
@@ -95,8 +96,6 @@ def take(requests: Iterator[Request]) -> Request:
     Raises:
         SettingsError: there is none.
     """
-    from loadtest.errors import SettingsError
-
     try:
         return next(requests)
     except StopIteration:

@@ -107,16 +107,15 @@ class Pool:
 
     def answered(self, connection: Connection, status: int, body: bytes, *, keep: bool) -> None:
         """Of Owner."""
-        ticket = connection.ticket
-        assert ticket is not None
-        connection.ticket = None
+        ticket, connection.ticket = connection.ticket, None
         if not keep:
             connection.close()
         elif self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
             self._rest(connection)
-        self._finish(ticket, status, body, None)
+        if ticket is not None:  # it is: a connection without one calls that malformed
+            self._finish(ticket, status, body, None)
 
     def lost(self, connection: Connection, kind: str) -> None:
         """Of Owner."""

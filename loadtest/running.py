@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from loadtest.answers import outcome_of, served_by
 from loadtest.errors import SettingsError
@@ -15,7 +15,7 @@ from loadtest.pool import Pool
 from loadtest.samples import OK, Recorder, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterable, Iterator
 
     from loadtest.answers import Judge
     from loadtest.connection import Ticket
@@ -49,10 +49,17 @@ class Load:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        positive = {"rate": self.rate, "seconds": self.seconds, "deadline": self.deadline, "connections": self.connections}
+        positive = {
+            "rate": self.rate,
+            "seconds": self.seconds,
+            "deadline": self.deadline,
+            "connections": self.connections,
+        }
         for name, value in positive.items():
             if not 0 < value < float("inf"):
-                raise SettingsError("must be above zero and finite", field=name, value=value, remedy="give a larger one")
+                raise SettingsError(
+                    "must be above zero and finite", field=name, value=value, remedy="give a larger one"
+                )
         if not 0 <= self.warmup < float("inf"):
             raise SettingsError("must not be negative", field="warmup", value=self.warmup, remedy="0 leaves it out")
         if not self.deadline <= self.timeout < float("inf"):
@@ -96,7 +103,8 @@ class Measurement:
 
     def __init__(self, target: Target, load: Load, judge: Judge | None) -> None:
         self.pool = Pool(target, load.connections, deadline=load.deadline, timeout=load.timeout, done=self._done)
-        self.finished = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._window_over = asyncio.Event()
         self._load = load
         self._judge = judge
         self._recorder = Recorder()
@@ -137,15 +145,14 @@ class Measurement:
         await waiting
 
     def all_sent(self) -> None:
-        """Nothing more will be submitted; `finished` is set with the last outcome."""
+        """Nothing more will be submitted; `result` waits for the last outcome."""
         self._all_sent = True
         self._end_if_done()
 
     async def result(self) -> Run:
         """Wait for the last outcome."""
-        await self.finished.wait()
-        while len(self._cpu_marks) < 2:  # the loop's timers count milliseconds
-            await asyncio.sleep(0.001)
+        await self._finished.wait()
+        await self._window_over.wait()
         (began, cpu_before), (ended, cpu_after) = self._cpu_marks
         return Run(
             self._load, self._recorder.finish(self._load.seconds), (cpu_after - cpu_before) / (ended - began),
@@ -154,6 +161,8 @@ class Measurement:
 
     def _mark_cpu(self) -> None:
         self._cpu_marks.append((time.monotonic(), time.process_time()))
+        if len(self._cpu_marks) == 2:
+            self._window_over.set()
 
     def _done(self, ticket: Ticket, status: int, body: bytes, failure: str | None) -> None:
         now = time.monotonic()
@@ -172,12 +181,23 @@ class Measurement:
 
     def _end_if_done(self) -> None:
         if self._all_sent and self.pool.under_way == 0:
-            self.finished.set()
+            self._finished.set()
 
 
-def run_in_loop(work: Coroutine[None, None, T]) -> T:
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in an event loop of uvloop, which costs the client about half the CPU of asyncio's."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results of coroutines that run side by side; the first error ends the others and is raised as it is."""
+    tasks: list[asyncio.Task[T]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks += [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
