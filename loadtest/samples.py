@@ -41,7 +41,7 @@ class Names:
         return list(self._numbers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # whoever prints a run does not want a million numbers
 class Samples:
     """The measured requests of one run, in the order of their ends.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from loadtest.errors import SettingsError
 from loadtest.running import Load
@@ -27,7 +27,8 @@ class SweepSettings(BaseModel):
         lowest: below it nothing is tried.
         highest: above it nothing is tried.
         precision: width of the last bisection over the knee.
-        seconds: window of one rate; longer where it would hold fewer than 1,000 requests.
+        seconds: window of one rate; long beside the deadline, or a queue that grows has no time to show.
+        least: requests of one rate; at low rates the window is as long as they need.
         warmup: of each rate.
         pause: between two rates, so that what waits in the server ends.
     """
@@ -39,6 +40,7 @@ class SweepSettings(BaseModel):
     highest: Rate = 20_000.0
     precision: Annotated[float, Field(gt=0, le=1)] = 0.05
     seconds: Seconds = 10.0
+    least: Annotated[int, Field(ge=200)] = 1000  # fewer give no 99th percentile
     warmup: Annotated[float, Field(ge=0, le=3600)] = 2.0
     pause: Annotated[float, Field(ge=0, le=3600)] = 2.0
 
@@ -60,11 +62,12 @@ class JourneySettings(BaseModel):
     think: Annotated[float, Field(ge=0, le=3600)] = 1.0
     pages: Annotated[int, Field(ge=1, le=100)] = 5
 
-    @model_validator(mode="after")
-    def _names_every_visitor(self) -> Self:
-        if set(self.weights) != set(get_args(Visitor)) or not any(self.weights.values()):
+    @field_validator("weights")
+    @classmethod
+    def _names_every_visitor(cls, weights: dict[Visitor, int]) -> dict[Visitor, int]:
+        if set(weights) != set(get_args(Visitor)) or not any(weights.values()):
             raise ValueError(f"must name {', '.join(get_args(Visitor))}, and one must be above 0")
-        return self
+        return weights
 
 
 class LoadSettings(BaseModel):
@@ -152,7 +155,7 @@ class LoadSettings(BaseModel):
         Raises:
             SettingsError: the timeout is shorter than the deadline.
         """
-        return self._load(rate, max(self.sweep.seconds, 1000 / rate), self.sweep.warmup)
+        return self._load(rate, max(self.sweep.seconds, self.sweep.least / rate), self.sweep.warmup)
 
     def _load(self, rate: float, seconds: float, warmup: float) -> Load:
         return Load(

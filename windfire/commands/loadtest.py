@@ -159,6 +159,7 @@ def journeys(
     users: Annotated[int, typer.Option(min=1, help="Visitors at the same time.")] = 10,
     seconds: Annotated[int, typer.Option(min=1, help="How long.")] = 60,
     html: Annotated[Path | None, typer.Option(help="Write locust's page here.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Begin of the names of locust's tables.")] = None,
 ) -> None:  # fmt: skip
     """Let locust's users browse, click and come back; needs the extra `loadtest`. Its times are a closed loop's."""
     from recsys.errors import ConfigError
@@ -176,6 +177,7 @@ def journeys(
     call = [sys.executable, "-m", "locust", "-f", str(file), "--headless", "--only-summary", "--host", settings.url]
     call += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s"]
     call += ["--html", str(html)] if html is not None else []
+    call += ["--csv", str(csv)] if csv is not None else []
     place = {"WINDFIRE_LOADTEST_CONFIG": str(config.resolve())} if config is not None else {}
     done = subprocess.run(call, env={**os.environ, **place}, check=False)  # noqa: S603 - this interpreter
     raise typer.Exit(done.returncode)
