@@ -8,6 +8,7 @@ percentiles to two digits. It is here for what users do in order; `windfire load
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from itertools import count
 from pathlib import Path
@@ -69,7 +70,7 @@ class _Walker(FastHttpUser):
             going, answer = self._ask(step)
             if not going:
                 return
-            self.wait()
+            time.sleep(self.wait_time())  # gevent's: locust has put it in the place of the library's
             try:
                 step = journey.send(answer)
             except StopIteration:
@@ -95,18 +96,18 @@ class NewVisitor(_Walker):
     """See journeys.new_visitor."""
 
     kind = "new_visitor"
-    weight = _SETTINGS.journeys.weights[kind]
+    weight = _SETTINGS.journeys.weights["new_visitor"]
 
 
 class ReturningUser(_Walker):
     """See journeys.returning_user."""
 
     kind = "returning_user"
-    weight = _SETTINGS.journeys.weights[kind]
+    weight = _SETTINGS.journeys.weights["returning_user"]
 
 
 class HeavyScroller(_Walker):
     """See journeys.heavy_scroller."""
 
     kind = "heavy_scroller"
-    weight = _SETTINGS.journeys.weights[kind]
+    weight = _SETTINGS.journeys.weights["heavy_scroller"]

@@ -185,7 +185,7 @@ class Measurement:
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in an event loop of uvloop, which costs the client about half the CPU of asyncio's."""
+    """Run a coroutine in an event loop of uvloop, which costs the client less CPU than asyncio's own."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

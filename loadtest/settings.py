@@ -45,6 +45,10 @@ class SweepSettings(BaseModel):
     pause: Annotated[float, Field(ge=0, le=3600)] = 2.0
 
 
+def _usual_weights() -> dict[Visitor, int]:
+    return {"new_visitor": 3, "returning_user": 5, "heavy_scroller": 2}
+
+
 class JourneySettings(BaseModel):
     """Of `windfire loadtest journeys`.
 
@@ -56,9 +60,7 @@ class JourneySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: dict[Visitor, Annotated[int, Field(ge=0)]] = Field(
-        default_factory=lambda: {"new_visitor": 3, "returning_user": 5, "heavy_scroller": 2}
-    )
+    weights: dict[Visitor, Annotated[int, Field(ge=0)]] = Field(default_factory=_usual_weights)
     think: Annotated[float, Field(ge=0, le=3600)] = 1.0
     pages: Annotated[int, Field(ge=1, le=100)] = 5
 

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7a7a")  # told apart by all eyes
-_WIDTH, _HEIGHT = 760, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 34, 46
+_WIDTH: Final = 760
+_LEFT, _RIGHT = 70, 740  # of the plotting area
+_AREA: Final = 220  # its height
+_BELOW: Final = 46
+_ROW: Final = 16  # height of a line of the legend
+_SHORT: Final = 18  # letters of a label that fits into a quarter of the width
 _TICKS: Final = 6
 
 
@@ -50,6 +54,47 @@ class Axis:
     log: bool = False
     ticks: Mapping[float, str] = field(default_factory=dict)
     from_zero: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Canvas:
+    """Where things lie: the title, the legend in columns, the plotting area.
+
+    Attributes:
+        labels: of the legend.
+    """
+
+    labels: Sequence[str]
+
+    @property
+    def columns(self) -> int:
+        return 4 if max((len(label) for label in self.labels), default=0) <= _SHORT else 2
+
+    @property
+    def top(self) -> float:
+        return 30.0 + _ROW * math.ceil(len(self.labels) / self.columns)
+
+    @property
+    def bottom(self) -> float:
+        return self.top + _AREA
+
+    def legend(self, colours: Sequence[str]) -> list[str]:
+        parts = []
+        for number, (label, colour) in enumerate(zip(self.labels, colours, strict=True)):
+            left = _LEFT + (_RIGHT - _LEFT) / self.columns * (number % self.columns)
+            height = 36 + _ROW * (number // self.columns)
+            parts.append(f'<rect x="{left:.1f}" y="{height - 9}" width="10" height="10" fill="{colour}"/>')
+            parts.append(_text(left + 15, height, label))
+        return parts
+
+    def framed(self, title: str, parts: Sequence[str]) -> str:
+        head = f'<text x="{_LEFT}" y="18" class="title">{escape(title)}</text>'
+        box = f'viewBox="0 0 {_WIDTH} {self.bottom + _BELOW:.0f}" role="img" aria-label="{escape(title)}"'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{head}{"".join(parts)}</svg>'
+
+    def empty(self, title: str) -> str:
+        middle = (self.top + self.bottom) / 2
+        return self.framed(title, [_text(_WIDTH / 2, middle, "nothing was measured", anchor="middle")])
 
 
 class _Scale:
@@ -101,26 +146,26 @@ def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series], limits: Ma
         limits: text to a value of `y` that is drawn across, such as a deadline.
     """
     lines = [(one, [p for p in one.points if _drawable(p[0], x) and _drawable(p[1], y)]) for one in series]
+    canvas = _Canvas([one.label for one in series])
     points = [point for _, drawn in lines for point in drawn]
     if not points:
-        return _frame(title, [_text(_WIDTH / 2, _HEIGHT / 2, "nothing was measured", anchor="middle")])
+        return canvas.empty(title)
     levels = {name: value for name, value in (limits or {}).items() if _drawable(value, y)}
-    across = _Scale(x, [px for px, _ in points], _LEFT, _WIDTH - _RIGHT)
-    up = _Scale(y, [py for _, py in points] + list(levels.values()), _HEIGHT - _BOTTOM, _TOP)
-    parts = [*_axes(x, y, across, up)]
+    across = _Scale(x, [px for px, _ in points], _LEFT, _RIGHT)
+    up = _Scale(y, [py for _, py in points] + list(levels.values()), canvas.bottom, canvas.top)
+    colours = [COLOURS[one.colour % len(COLOURS)] for one in series]
+    parts = [*_axes(x, y, across, up, canvas), *canvas.legend(colours)]
     for name, value in levels.items():
         height = up(value)
-        parts.append(_line(_LEFT, height, _WIDTH - _RIGHT, height, "limit"))
-        parts.append(_text(_WIDTH - _RIGHT, height - 4, name, anchor="end"))
-    for number, (one, drawn) in enumerate(lines):
-        colour = COLOURS[one.colour % len(COLOURS)]
+        parts.append(_line(_LEFT, height, _RIGHT, height, "limit"))
+        parts.append(_text(_RIGHT, height - 4, name, anchor="end"))
+    for (one, drawn), colour in zip(lines, colours, strict=True):
         path = " ".join(f"{across(px):.1f},{up(py):.1f}" for px, py in drawn)
         dash = ' stroke-dasharray="5 4"' if one.dashed else ""
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>')
         if one.dots:
             parts += [f'<circle cx="{across(px):.1f}" cy="{up(py):.1f}" r="3" fill="{colour}"/>' for px, py in drawn]
-        parts += _legend(number, one.label, colour)
-    return _frame(title, parts)
+    return canvas.framed(title, parts)
 
 
 def stacked_plot(title: str, x: Axis, edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> str:
@@ -132,52 +177,43 @@ def stacked_plot(title: str, x: Axis, edges: Sequence[float], shares: Mapping[st
         edges: of the stretches, one more than there are shares of a name.
         shares: name to its share of each stretch.
     """
-    if len(edges) < 2:
-        return _frame(title, [_text(_WIDTH / 2, _HEIGHT / 2, "nothing was measured", anchor="middle")])
+    canvas = _Canvas(list(shares))
+    if len(edges) < 2 or not shares:
+        return canvas.empty(title)
     y = Axis("share")
-    across = _Scale(x, edges, _LEFT, _WIDTH - _RIGHT)
-    up = _Scale(y, [0.0, 1.0], _HEIGHT - _BOTTOM, _TOP)
-    parts = [*_axes(x, y, across, up)]
+    across = _Scale(x, edges, _LEFT, _RIGHT)
+    up = _Scale(y, [0.0, 1.0], canvas.bottom, canvas.top)
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(shares))]
+    parts = [*_axes(x, y, across, up, canvas), *canvas.legend(colours)]
     below = [0.0] * (len(edges) - 1)
-    for number, (name, values) in enumerate(shares.items()):
-        colour = COLOURS[number % len(COLOURS)]
+    for values, colour in zip(shares.values(), colours, strict=True):
         for n, value in enumerate(values):
             top, left, right = up(below[n] + value), across(edges[n]), across(edges[n + 1])
-            size = f'width="{right - left:.2f}" height="{up(below[n]) - top:.2f}"'
+            size = f'width="{right - left:.2f}" height="{up(below[n]) - top:.2f}" shape-rendering="crispEdges"'
             parts.append(f'<rect x="{left:.2f}" y="{top:.2f}" {size} fill="{colour}"/>')
             below[n] += value
-        parts += _legend(number, name, colour)
-    return _frame(title, parts)
+    return canvas.framed(title, parts)
 
 
 def _drawable(value: float, axis: Axis) -> bool:
     return math.isfinite(value) and (value > 0 or not axis.log)
 
 
-def _axes(x: Axis, y: Axis, across: _Scale, up: _Scale) -> list[str]:
-    bottom, middle = _HEIGHT - _BOTTOM, (_TOP + _HEIGHT - _BOTTOM) / 2
+def _axes(x: Axis, y: Axis, across: _Scale, up: _Scale, canvas: _Canvas) -> list[str]:
+    middle = (canvas.top + canvas.bottom) / 2
     parts = []
     for value, text in across.ticks():
-        parts.append(_line(across(value), _TOP, across(value), bottom, "grid"))
-        parts.append(_text(across(value), bottom + 16, text, anchor="middle"))
+        parts.append(_line(across(value), canvas.top, across(value), canvas.bottom, "grid"))
+        parts.append(_text(across(value), canvas.bottom + 16, text, anchor="middle"))
     for value, text in up.ticks():
-        parts.append(_line(_LEFT, up(value), _WIDTH - _RIGHT, up(value), "grid"))
+        parts.append(_line(_LEFT, up(value), _RIGHT, up(value), "grid"))
         parts.append(_text(_LEFT - 6, up(value) + 4, text, anchor="end"))
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, x.label, anchor="middle"))
+    parts.append(_text((_LEFT + _RIGHT) / 2, canvas.bottom + 36, x.label, anchor="middle"))
     parts.append(
         f'<text x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})">'
         f"{escape(y.label)}</text>"
     )
     return parts
-
-
-def _legend(number: int, label: str, colour: str) -> list[str]:
-    left = _LEFT + 8 + 150 * (number % 4)
-    height = _TOP + 14 + 16 * (number // 4)
-    return [
-        f'<rect x="{left}" y="{height - 9}" width="10" height="10" fill="{colour}"/>',
-        _text(left + 15, height, label),
-    ]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -186,9 +222,3 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _frame(title: str, parts: Sequence[str]) -> str:
-    head = f'<text x="{_LEFT}" y="18" class="title">{escape(title)}</text>'
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{head}{"".join(parts)}</svg>'

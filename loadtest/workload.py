@@ -22,6 +22,10 @@ _BLOCK: Final = 1024
 _ZIPF_LEAST: Final = 0.0
 
 
+def _only_recommend() -> dict[Kind, float]:
+    return {"recommend": 1.0}
+
+
 class Ids(BaseModel):
     """Ids of users or items: a file with one a line, or a pattern and how many.
 
@@ -82,9 +86,7 @@ class Workload(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mix: dict[Kind, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
-        default_factory=lambda: {"recommend": 1.0}
-    )
+    mix: dict[Kind, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=_only_recommend)
     users: Ids = Field(default_factory=Ids)
     items: Ids = Field(default_factory=lambda: Ids(pattern="i{:07d}"))
     skew: Annotated[float, Field(ge=0, le=10)] = _ZIPF_LEAST
@@ -160,7 +162,8 @@ class _Drawer:
             drawn = np.expm1(uniform * np.log1p(count))
         else:
             drawn = (1 + uniform * ((count + 1.0) ** (1 - skew) - 1)) ** (1 / (1 - skew)) - 1
-        return np.minimum(drawn.astype(np.int64), count - 1).tolist()
+        numbers: list[int] = np.minimum(drawn.astype(np.int64), count - 1).tolist()
+        return numbers
 
 
 def _from_file(path: Path) -> IdSource:

@@ -35,7 +35,12 @@ def test_an_alarm_rings_once_per_setting_and_never_early() -> None:
 
     async def ring_thrice() -> list[float]:
         done = asyncio.Event()
-        alarm = Alarm(asyncio.get_running_loop(), lambda: (rung.append(time.monotonic()), done.set()))
+
+        def ring() -> None:
+            rung.append(time.monotonic())
+            done.set()
+
+        alarm = Alarm(asyncio.get_running_loop(), ring)
         due = []
         for delay in (0.0123, 0.0004, -1.0):
             done.clear()

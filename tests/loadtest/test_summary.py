@@ -88,7 +88,8 @@ def test_an_interval_covers_what_seconds_differ_by(run_of: MakeRun) -> None:
 
 def test_a_window_of_one_second_has_no_interval(run_of: MakeRun) -> None:
     value = summarize(run_of([0.01] * 300, seconds=1.0)).latency_ms["p99"]
-    assert (value.value, value.low, value.high) == (pytest.approx(10), None, None)
+    assert value.value == pytest.approx(10)
+    assert (value.low, value.high) == (None, None)
 
 
 def test_nothing_offered_gives_nothing(run_of: MakeRun) -> None:

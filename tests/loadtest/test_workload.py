@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from loadtest.errors import SettingsError
 from loadtest.settings import LoadSettings
@@ -37,9 +37,13 @@ def test_every_request_is_one_that_the_api_takes() -> None:
         users=Ids(count=50),
     )
     requests = drawn(workload, 4000)
-    forms = {"recommend": RecommendRequest, "similar": SimilarRequest, "events": EventsRequest}
+    forms: dict[str, type[BaseModel]] = {
+        "recommend": RecommendRequest,
+        "similar": SimilarRequest,
+        "events": EventsRequest,
+    }
     for request in requests:
-        TypeAdapter(forms[request.kind]).validate_json(request.body)
+        forms[request.kind].model_validate_json(request.body)
         assert f"POST /v1/{request.kind} ".encode() in request.head
     kinds = Counter(request.kind for request in requests)
     assert kinds["recommend"] == pytest.approx(2000, abs=150)

@@ -69,7 +69,8 @@ def test_a_server_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [(("run", "--rate", "0"), "rate"), (("run", "--deadline", "20"), "timeout"),
-     (("sweep", "--url", "https://x"), "url"), (("selftest", "--seconds", "1"), "seconds"), (("journeys", "--url", "x"), "url")],
+     (("sweep", "--url", "https://x"), "url"), (("selftest", "--seconds", "1"), "seconds"),
+     (("journeys", "--url", "x"), "url")],
 )  # fmt: skip
 def test_what_is_wrong_is_windfires_own_error(arguments: tuple[str, ...], field: str) -> None:
     with pytest.raises(ConfigError) as error:
