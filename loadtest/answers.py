@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from loadtest.samples import OK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from loadtest.target import Request
 
-    Judge = Callable[[Request, int, bytes], str | None]
-    """Names what is wrong with a 2xx answer, in a short word that is counted as an error; None if nothing is."""
+Judge = Callable[["Request", int, bytes], "str | None"]
+"""Names what is wrong with a 2xx answer, in a short word that is counted as an error; None if nothing is."""
 
 _SERVED_BY: Final = re.compile(rb'"served_by"\s*:\s*"([A-Za-z0-9_]{1,40})"')
 _NO_ITEMS: Final = re.compile(rb'"items"\s*:\s*\[\s*\]')

@@ -55,7 +55,10 @@ class Connection(asyncio.Protocol):
         idle_since: monotonic seconds; meaningful without a ticket.
     """
 
-    __slots__ = ("_body", "_closed", "_length", "_owner", "_parser", "_transport", "idle_since", "ticket")
+    __slots__ = (
+        "_body", "_closed", "_complete", "_keep", "_length", "_owner", "_parser", "_status", "_transport", "idle_since",
+        "ticket",
+    )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
         self.ticket: Ticket | None = None
@@ -65,7 +68,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._body: list[bytes] = []
         self._length = 0
-        self._closed = False
+        self._complete = self._keep = self._closed = False
+        self._status = 0
 
     @property
     def closed(self) -> bool:
@@ -96,6 +100,11 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.close(kind=MALFORMED)
+        if self._complete and not self._closed:
+            # Behind the parser, so that a second answer in the same bytes is not taken for that of the next request.
+            self._complete = False
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._owner.answered(self, self._status, body, keep=self._keep)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         """Of asyncio.Protocol."""
@@ -114,14 +123,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Of httptools."""
-        if self._closed:
-            return
-        if self.ticket is None or self._length > _TOO_LONG:  # nobody asked, or nobody could want it
+        if self.ticket is None or self._complete or self._length > _TOO_LONG:  # nobody asked, or nobody could want it
             self.close(kind=MALFORMED)
             return
-        status, keep = self._parser.get_status_code(), self._parser.should_keep_alive()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._owner.answered(self, status, body, keep=keep)
+        self._complete = True
+        self._status, self._keep = self._parser.get_status_code(), self._parser.should_keep_alive()
 
     def _end(self, kind: str) -> None:
         if not self._closed:

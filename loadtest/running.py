@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loadtest.target import Target
 
 T = TypeVar("T")
+_JUDGE_FAILED: Final = "invalid_judge"
 START_DELAY: Final = 0.02  # seconds between the last preparation and the first intended time
 CPU_LIMIT: Final = 0.7  # of one core; above it the client's own queueing is part of what it measures
 
@@ -112,6 +113,7 @@ class Measurement:
         self._opens = self._closes = 0.0
         self._cpu_marks: list[tuple[float, float]] = []
         self._all_sent = False
+        self._fault: Exception | None = None
         self._awaited: dict[Ticket, asyncio.Future[None]] = {}
 
     @contextmanager
@@ -150,9 +152,15 @@ class Measurement:
         self._end_if_done()
 
     async def result(self) -> Run:
-        """Wait for the last outcome."""
+        """Wait for the last outcome.
+
+        Raises:
+            Exception: the first one that the judge raised.
+        """
         await self._finished.wait()
         await self._window_over.wait()
+        if self._fault is not None:
+            raise self._fault
         (began, cpu_before), (ended, cpu_after) = self._cpu_marks
         return Run(
             self._load, self._recorder.finish(self._load.seconds), (cpu_after - cpu_before) / (ended - began),
@@ -166,7 +174,10 @@ class Measurement:
 
     def _done(self, ticket: Ticket, status: int, body: bytes, failure: str | None) -> None:
         now = time.monotonic()
-        outcome = failure or outcome_of(ticket.request, status, body, self._judge)
+        try:
+            outcome = failure or outcome_of(ticket.request, status, body, self._judge)
+        except Exception as error:  # noqa: BLE001 - whatever the judge raises is raised by `result`
+            self._fault, outcome = self._fault or error, _JUDGE_FAILED
         if ticket.intended >= self._opens:
             from_send = now - ticket.sent if ticket.sent else float("nan")
             self._recorder.add(

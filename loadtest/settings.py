@@ -40,7 +40,7 @@ class SweepSettings(BaseModel):
     highest: Rate = 20_000.0
     precision: Annotated[float, Field(gt=0, le=1)] = 0.05
     seconds: Seconds = 10.0
-    least: Annotated[int, Field(ge=200)] = 1000  # fewer give no 99th percentile
+    least: Annotated[int, Field(ge=300)] = 1000  # few give no 99th percentile
     warmup: Annotated[float, Field(ge=0, le=3600)] = 2.0
     pause: Annotated[float, Field(ge=0, le=3600)] = 2.0
 

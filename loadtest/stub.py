@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import ctypes
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
 
 import httptools
@@ -28,6 +29,7 @@ _BODY: Final = (
 _ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
     len(_BODY), _BODY,
 )  # fmt: skip
+_PR_SET_PDEATHSIG: Final = 1
 _BACKLOG: Final = 1024
 
 
@@ -89,7 +91,7 @@ class Stub:
             number = listening.fileno()
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             call = [sys.executable, "-m", "loadtest.stub", "--socket", str(number), "--service", str(self._service)]
-            place = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+            place = Path(__file__).resolve().parent.parent
             self._process = subprocess.Popen(call, pass_fds=[number], cwd=place)  # noqa: S603
         return self
 
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--socket", type=int, required=True, help="number of the listening socket")
     parser.add_argument("--service", type=float, required=True, help="seconds per request")
     given = parser.parse_args()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a frozen one would outlive its parent for ever
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(socket.socket(fileno=given.socket), given.service))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -123,6 +124,18 @@ def test_samples_are_kept_over_many_blocks() -> None:
     for number in range(100_000):
         recorder.add(float(number), 0.1, 0.1, "ok", "nezha")
     assert recorder.finish(1.0).at.tolist() == list(range(100_000))
+
+
+def test_memory_does_not_grow_with_the_samples() -> None:
+    recorder = Recorder()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(100_000):
+        recorder.add(float(number), 0.1, 0.1, "ok", "nezha")
+    growth = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    recorder.close()
+    assert growth < 20_000
 
 
 def test_endless_new_names_do_not_need_endless_numbers() -> None:

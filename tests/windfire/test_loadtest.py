@@ -45,7 +45,7 @@ def test_a_sweep_finds_what_the_stub_can_do(tmp_path: Path) -> None:
     json_path = tmp_path / "knee.json"
     config = tmp_path / "load.yaml"
     # the stub answers 1,000 in a second: at 1.6 times that its queue is longer than the deadline within the window
-    rates = "{start: 400.0, precision: 1.0, seconds: 0.6, least: 250, warmup: 0.0, pause: 0.0}"
+    rates = "{start: 400.0, precision: 1.0, seconds: 0.6, least: 300, warmup: 0.0, pause: 0.0}"
     config.write_text(f"sweep: {rates}\ndeadline: 0.2\ntimeout: 0.6\n")
     with Stub(0.001) as stub:
         result = call("sweep", "--config", str(config), "--url", stub.url, "--json", str(json_path))
