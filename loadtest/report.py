@@ -148,7 +148,7 @@ def rate_sweep(steps: Sequence[Step], knee: float | None) -> list[str]:
     deadline = ordered[0].run.load.deadline * 1000
     return [
         line_plot(f"Rate sweep: knee {told}", rate, Axis("ms", log=True), lines, {"deadline": deadline}),
-        line_plot("Rate sweep: goodput", rate, Axis("requests/s", log=True), [offered, answered, goodput]),
+        line_plot("Rate sweep: goodput", rate, Axis("requests/s"), [offered, answered, goodput]),
     ]
 
 

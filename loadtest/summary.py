@@ -49,7 +49,7 @@ class Summary:
     Attributes:
         offered: requests that were due in it.
         offered_rps: the same per second.
-        answered_rps: good answers per second, whenever they came.
+        answered_rps: good answers to the window's requests, whenever they came, per second of the window.
         goodput_rps: good answers within the deadline per second.
         goodput_share: these over all that were offered.
         latency_ms: name of a percentile to milliseconds from the intended time, over good answers and requests that

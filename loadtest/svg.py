@@ -78,12 +78,13 @@ class _Canvas:
     def bottom(self) -> float:
         return self.top + _AREA
 
-    def legend(self, colours: Sequence[str]) -> list[str]:
+    def legend(self, colours: Sequence[str], hollow: Sequence[bool]) -> list[str]:
         parts = []
-        for number, (label, colour) in enumerate(zip(self.labels, colours, strict=True)):
+        for number, (label, colour, empty) in enumerate(zip(self.labels, colours, hollow, strict=True)):
             left = _LEFT + (_RIGHT - _LEFT) / self.columns * (number % self.columns)
             height = 36 + _ROW * (number // self.columns)
-            parts.append(f'<rect x="{left:.1f}" y="{height - 9}" width="10" height="10" fill="{colour}"/>')
+            paint = f'fill="none" stroke="{colour}" stroke-dasharray="3 2"' if empty else f'fill="{colour}"'
+            parts.append(f'<rect x="{left:.1f}" y="{height - 9}" width="10" height="10" {paint}/>')
             parts.append(_text(left + 15, height, label))
         return parts
 
@@ -154,7 +155,7 @@ def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series], limits: Ma
     across = _Scale(x, [px for px, _ in points], _LEFT, _RIGHT)
     up = _Scale(y, [py for _, py in points] + list(levels.values()), canvas.bottom, canvas.top)
     colours = [COLOURS[one.colour % len(COLOURS)] for one in series]
-    parts = [*_axes(x, y, across, up, canvas), *canvas.legend(colours)]
+    parts = [*_axes(x, y, across, up, canvas), *canvas.legend(colours, [one.dashed for one in series])]
     for name, value in levels.items():
         height = up(value)
         parts.append(_line(_LEFT, height, _RIGHT, height, "limit"))
@@ -184,7 +185,7 @@ def stacked_plot(title: str, x: Axis, edges: Sequence[float], shares: Mapping[st
     across = _Scale(x, edges, _LEFT, _RIGHT)
     up = _Scale(y, [0.0, 1.0], canvas.bottom, canvas.top)
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(shares))]
-    parts = [*_axes(x, y, across, up, canvas), *canvas.legend(colours)]
+    parts = [*_axes(x, y, across, up, canvas), *canvas.legend(colours, [False] * len(colours))]
     below = [0.0] * (len(edges) - 1)
     for values, colour in zip(shares.values(), colours, strict=True):
         for n, value in enumerate(values):
