@@ -17,6 +17,8 @@ _AREA: Final = 220  # its height
 _BELOW: Final = 46
 _ROW: Final = 16  # height of a line of the legend
 _SHORT: Final = 18  # letters of a label that fits into a quarter of the width
+_TINY: Final = 1e-100  # nothing that is measured is smaller
+_SAME: Final = 1e-9  # a relative difference that no plot shows
 _TICKS: Final = 6
 
 
@@ -107,8 +109,10 @@ class _Scale:
         least, most = min(values), max(values)
         if axis.from_zero and not axis.log:
             least = min(0.0, least)
-        if least == most:
-            least, most = (least / 2, most * 2) if axis.log else (least - 0.5, most + 0.5)
+        size = max(abs(least), abs(most))
+        if most - least <= max(_TINY, size * _SAME):
+            room = max(0.5, size * 1e-3)
+            least, most = (least / 2, most * 2) if axis.log else (least - room, most + room)
         self.least, self.most = least, most
 
     def __call__(self, value: float) -> float:
@@ -197,7 +201,7 @@ def stacked_plot(title: str, x: Axis, edges: Sequence[float], shares: Mapping[st
 
 
 def _drawable(value: float, axis: Axis) -> bool:
-    return math.isfinite(value) and (value > 0 or not axis.log)
+    return math.isfinite(value) and (value > _TINY or not axis.log)
 
 
 def _axes(x: Axis, y: Axis, across: _Scale, up: _Scale, canvas: _Canvas) -> list[str]:
