@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "features": ("features", "Look into the feature store, fill it, and compare it with tables."),
     "recommend": ("recommend", "Score a file of users in one go."),
     "evaluate": ("evaluate", "Measure a bundle on the held-out events."),
+    "loadtest": ("loadtest", "Load a server over HTTP and say what it holds."),
     "bench": ("bench", "Measure and write the figures of docs/figures."),
     "doctor": ("doctor", "Say what is missing on this machine."),
     "demo": ("demo", "The whole way: log, Spark, training, bundle, HTTP answers."),

@@ -23,6 +23,7 @@ PLACES = {
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p50|p95|p99)", "<structure>": "(set|bitmap|csr)",
     "<family>": r"[a-z]+", "<decoder>": r"[a-z]+", "<store>": "(redis|embedded|raw_pipeline|raw_mget)",
     "<quantile>": "(p50|p99)", "<what>": "[a-z_]+", "<sids>": r"[a-z0-9_]+(\.[a-z0-9_]+)?",
+    "<scenario>": r"[a-z0-9_]+", "<latency>": "(p50|p95|p99|p999)", "<tier>": r"[a-z0-9_]+", "<kind>": r"[a-z0-9_]+",
 }  # fmt: skip
 
 

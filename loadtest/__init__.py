@@ -1,0 +1,1 @@
+"""Honest load tests over HTTP: open loop, rate sweep, closed loop beside it, journeys; imports nothing of Windfire."""
