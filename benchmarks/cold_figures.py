@@ -41,10 +41,25 @@ def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
     return np.divide((head >= trained).sum(axis=1), filled, out=np.zeros(len(head)), where=filled > 0)
 
 
+def exposure_ratio(lists: Lists, targets: npt.NDArray[np.integer], trained: int, cut: int = CUTS[-1]) -> float:
+    """How often later items are shown over how often they are wanted; not finite where they never are.
+
+    Args:
+        lists: (N, k).
+        targets: (N,).
+        trained: I.
+        cut: places that count.
+    """
+    wanted = float((targets >= trained).mean())
+    return float(shown(lists, trained, cut).mean()) / wanted if wanted else float("nan")
+
+
 def exposure(
     shares: npt.NDArray[np.floating], wanted: Bools, users: npt.NDArray[np.float32], *, rng: np.random.Generator
 ) -> Interval:
     """How often later items are shown over how often they are wanted, and the 95 % interval over users and seeds.
+
+    Replicates that draw no case in which one is wanted say nothing and are left out.
 
     Args:
         shares: (S, N) of `shown`, per seed.
@@ -54,8 +69,7 @@ def exposure(
     """
     both = np.stack([shares, np.broadcast_to(wanted, shares.shape)]).astype(np.float64)
     top, bottom = resampled_means(both, users, rng=rng)
-    drawn = np.divide(top, bottom, out=np.full(len(top), np.inf), where=bottom > 0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.percentile(top[bottom > 0] / bottom[bottom > 0], [2.5, 97.5])
     return Interval(float(shares.mean() / wanted.mean()), float(low), float(high))
 
 
@@ -87,9 +101,9 @@ def source_figures(
     figures = []
     for name, members in groups.items():
         if members.any():
-            own = users[:, members]
-            gains = np.stack([[hits(found, targets, cut)[members] for found in lists] for cut in CUTS])  # (2, S, n)
-            for cut, found in zip(CUTS, intervals(gains, own, rng=rng), strict=True):
+            gains = np.array([[hits(found, targets, cut) for found in lists] for cut in CUTS])  # (2, S, N)
+            gains[..., ~members] = np.nan
+            for cut, found in zip(CUTS, intervals(gains, users, rng=rng), strict=True):
                 figures.append(_figure(f"{stem}.{name}recall@{cut}", found, "share", int(members.sum()), note))
     wanted = targets >= trained
     if wanted.any():

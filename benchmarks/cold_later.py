@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from recsys.errors import DataError
+from recsys.errors import DataError, InputError
 from recsys.retrieval.query_encoder import encoder_of_job
 from recsys.semantic_ids.artefact import Artefact
 from recsys.semantic_ids.collisions import place_new
@@ -68,7 +69,7 @@ def make_later(data: ColdData, rows: Ints) -> Later:
     texts = [item_text(*(value[name] for name in columns)) for value in values]
     text = np.zeros((len(rows), encoder.dimension), dtype=np.float32)
     for row, words in enumerate(texts):
-        if words.strip():
+        with suppress(InputError):  # no text, no vector
             text[row] = encoder.encode(words)
     content, codes = place(data.work, text)
     return Later(rows, text, content, codes)
@@ -85,6 +86,18 @@ def place(work: Path, text: Floats) -> tuple[Floats, npt.NDArray[np.int32]]:
     content = artefact.source.embed(text)
     codes = place_new(artefact.settings.collisions, content, artefact.tokenizer, artefact.codes, artefact.sizes)
     return content, codes
+
+
+def text_codes(work: Path, text: Floats) -> npt.NDArray[np.int32]:
+    """(n, L) semantic IDs of later items without a guess of their collaborative part, which is then 0.
+
+    Args:
+        work: of the offline jobs.
+        text: (n, D_t) their text vectors.
+    """
+    artefact = Artefact.load(work / "semantic_ids")
+    vectors = replace(artefact.source, ridge=None).embed(text)
+    return place_new(artefact.settings.collisions, vectors, artefact.tokenizer, artefact.codes, artefact.sizes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
