@@ -9,15 +9,15 @@ while its inputs and settings are the same; it does not notice changes of the co
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.cold_data import ColdData, prepare
-from benchmarks.cold_figures import exposure_ratio, hits, source_figures
+from benchmarks.cold_figures import hits, shown, source_figures
 from benchmarks.cold_later import Cases, Later, cases_of, live_index, make_later, text_codes
 from benchmarks.cold_scores import changed_scores
 from benchmarks.cold_sources import Nearest, Writer, merge, written
@@ -42,6 +42,7 @@ CONFIG: Final = Path(__file__).with_name("cold.yaml")
 STEM: Final = "features.cold"
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, le=1)]
+Choice = TypeVar("Choice")
 
 
 class Prior(BaseModel):
@@ -77,6 +78,7 @@ class ColdSettings(BaseModel):
     offline: dict[str, Any]
     priors: Annotated[list[Prior], Field(min_length=1)]
     decays: Annotated[list[Weight], Field(min_length=1)]
+    discounts: Annotated[list[Weight], Field(min_length=1)]
     shares: Annotated[list[Weight], Field(min_length=1)]
 
     @classmethod
@@ -141,6 +143,12 @@ class Measurement:
         data: what was fitted without them.
         folder: keeps runs and lists.
         say: told in one line what was done.
+
+    Attributes:
+        measured: what figures are about.
+        choice: what choices are made by.
+        wanted: share of all validation cases that want an item of the latter.
+        content: (I, D) vectors of the trained items by which semantic IDs were made.
     """
 
     def __init__(self, settings: ColdSettings, data: ColdData, folder: Path, say: Callable[[str], None]) -> None:
@@ -148,9 +156,11 @@ class Measurement:
         self._identity = data_fingerprint(data.data)
         self._train = TrainSettings.parse(settings.train)
         self.measured = self._part("test", data.held.measured, settings.cases)
-        self.choice = self._part("valid", data.held.choice, settings.choice_cases)
+        every = self._part("valid", data.held.choice, None)
+        self.wanted = float(every.cases.new_target.mean())
+        self.choice = replace(every, cases=every.cases.some(settings.choice_cases))
         artefact = Artefact.load(data.work / "semantic_ids")
-        self._content = artefact.source.embed(data.data.text, data.data.collaborative)  # (I, D)
+        self.content = artefact.source.embed(data.data.text, data.data.collaborative)  # (I, D)
 
     def run(self) -> tuple[list[Figure], list[dict[str, Any]]]:
         """The figures, and per seed what was chosen."""
@@ -219,40 +229,58 @@ class Seed:
         self._of, self.writer, self._name = of, writer, name
 
     def choose(self) -> dict[str, Any]:
-        """Prior, decays and share, by the validation cases and the other held-out items.
+        """Prior, decays, discount and share, by the validation cases and the other held-out items.
 
-        The prior is the one under which later items are shown most nearly as often as they are wanted; the decays and
-        the share of retrieval are those with the highest Recall@50 over all cases.
+        Prior and discount are those under which later items are shown most nearly as often as they are wanted; the
+        decays and the share of retrieval are those with the highest Recall@50 over all cases.
         """
         settings, part = self._of.settings, self._of.choice
-        cases = part.cases
-        ratios = [
-            exposure_ratio(self._written("nezha", part, prior), cases.targets, cases.trained)
-            for prior in settings.priors
-        ]
-        prior = settings.priors[int(np.argmin(np.abs(np.log(np.maximum(ratios, 1e-9)))))]
-        self._of.say(f"exposure by prior: {np.round(ratios, 2).tolist()}; chosen {prior.model_dump()}")
-        value: dict[str, Any] = {"prior": prior.model_dump()}
+        value: dict[str, Any] = {}
         for source in ("retrieval", "content_only"):
-            recalls = [_recall(self._near(source, part, decay), cases) for decay in settings.decays]
-            value[f"{source}_decay"] = settings.decays[int(np.argmax(recalls))]
-        first, second = self._written("nezha", part, prior), self._near("retrieval", part, value["retrieval_decay"])
-        recalls = [_recall(merge(first, second, share), cases) for share in settings.shares]
-        value["share"] = settings.shares[int(np.argmax(recalls))]
-        self._of.say(f"Recall@50 by share of retrieval: {np.round(recalls, 4).tolist()}; chosen {value}")
+            value[f"{source}_decay"] = self._best(
+                f"{source}: Recall@50 by decay",
+                settings.decays,
+                lambda decay, source=source: self._near(source, part, decay),
+            )
+        decay = value["retrieval_decay"]
+        value["discount"] = self._fairest(
+            "retrieval: exposure by discount", settings.discounts, lambda it: self._near("retrieval", part, decay, it)
+        )
+        prior = self._fairest("nezha: exposure by prior", settings.priors, lambda it: self._written("nezha", part, it))
+        value["prior"] = prior.model_dump()
+        first, second = self._written("nezha", part, prior), self._near("retrieval", part, decay, value["discount"])
+        value["share"] = self._best(
+            "both: Recall@50 by share of retrieval", settings.shares, lambda share: merge(first, second, share)
+        )
         return value
+
+    def _best(self, what: str, grid: Sequence[float], lists: Callable[[float], Lists]) -> float:
+        cases = self._of.choice.cases
+        recalls = [float(hits(lists(value), cases.targets, 50).mean()) for value in grid]
+        chosen = grid[int(np.argmax(recalls))]
+        self._of.say(f"{what}: {np.round(recalls, 4).tolist()}; chosen {chosen}")
+        return chosen
+
+    def _fairest(self, what: str, grid: Sequence[Choice], lists: Callable[[Choice], Lists]) -> Choice:
+        """The choice under which later items are shown most nearly as often as all validation cases want them."""
+        cases, wanted = self._of.choice.cases, self._of.wanted
+        ratios = [float(shown(lists(value), cases.trained, 50).mean()) / wanted for value in grid]
+        chosen = grid[int(np.argmin(np.abs(np.log(np.maximum(ratios, 1e-9)))))]
+        self._of.say(f"{what}: {np.round(ratios, 2).tolist()}; chosen {chosen}")
+        return chosen
 
     def answers(self, chosen: dict[str, Any]) -> dict[str, Lists]:
         """The lists (N, k) of every source to the test cases."""
         part, prior = self._of.measured, Prior.model_validate(chosen["prior"])
         nezha = self._written("nezha", part, prior)
-        retrieval = self._near("retrieval", part, chosen["retrieval_decay"])
+        retrieval = self._near("retrieval", part, chosen["retrieval_decay"], chosen["discount"])
         return {
             "nezha": nezha,
             "retrieval": retrieval,
             "both": merge(nezha, retrieval, chosen["share"]),
             "content_only": self._near("content_only", part, chosen["content_only_decay"]),
             "no_cold_handling": self._written("no_cold_handling", part, prior),
+            "retrieval_plain": self._near("retrieval", part, chosen["retrieval_decay"]),
             "nezha_even": self._written("nezha", part, Prior()),
             "nezha_text_ids": self._written("nezha_text_ids", part, prior),
             "nezha_no_history": self._written("nezha_no_history", part, prior),
@@ -279,7 +307,7 @@ class Seed:
 
         return self._kept(source, [part, settings.beam, prior.model_dump()], make)
 
-    def _near(self, source: str, part: Part, decay: float) -> Lists:
+    def _near(self, source: str, part: Part, decay: float, discount: float = 0.0) -> Lists:
         """What lies nearest, by text alone or by what semantic IDs are made of."""
 
         def make() -> Lists:
@@ -287,10 +315,10 @@ class Seed:
             if source == "content_only":
                 nearest = Nearest(data.text, part.later.text)
             else:
-                nearest = Nearest(self._of._content, part.later.content)  # noqa: SLF001 - of this module
-            return nearest.lists(part.cases.histories, k=self._of.settings.answer, decay=decay)
+                nearest = Nearest(self._of.content, part.later.content)
+            return nearest.lists(part.cases.histories, k=self._of.settings.answer, decay=decay, discount=discount)
 
-        return self._kept(source, [part, decay], make)
+        return self._kept(source, [part, decay, discount], make)
 
     def _kept(self, source: str, parts: list[Any], make: Callable[[], Lists]) -> Lists:
         """Read the lists that were made of the same parts, or make and keep them."""
@@ -302,10 +330,6 @@ class Seed:
         if not path.exists():
             write_bytes_atomically(path, _npy(make()))
         return np.asarray(np.load(path, allow_pickle=False))
-
-
-def _recall(lists: Lists, cases: Cases) -> float:
-    return float(hits(lists, cases.targets, 50).mean())
 
 
 def _npy(array: Lists) -> bytes:

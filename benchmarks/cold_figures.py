@@ -41,19 +41,6 @@ def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
     return np.divide((head >= trained).sum(axis=1), filled, out=np.zeros(len(head)), where=filled > 0)
 
 
-def exposure_ratio(lists: Lists, targets: npt.NDArray[np.integer], trained: int, cut: int = CUTS[-1]) -> float:
-    """How often later items are shown over how often they are wanted; not finite where they never are.
-
-    Args:
-        lists: (N, k).
-        targets: (N,).
-        trained: I.
-        cut: places that count.
-    """
-    wanted = float((targets >= trained).mean())
-    return float(shown(lists, trained, cut).mean()) / wanted if wanted else float("nan")
-
-
 def exposure(
     shares: npt.NDArray[np.floating], wanted: Bools, users: npt.NDArray[np.float32], *, rng: np.random.Generator
 ) -> Interval:

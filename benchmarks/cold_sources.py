@@ -106,29 +106,36 @@ class Nearest:
 
     def __init__(self, trained: Floats, later: Floats) -> None:
         self._vectors = np.concatenate([trained, later])
+        self._trained = len(trained)
         held = np.flatnonzero(self._vectors.any(axis=1))
         put = held[held >= len(trained)]
         self._index = build_index(trained, IndexSettings(kind="flat"))
         if len(put):
             self._index.put(put, self._vectors[put])
 
-    def lists(self, histories: Sequence[Ints], *, k: int, decay: float) -> Lists:
+    def lists(self, histories: Sequence[Ints], *, k: int, decay: float, discount: float = 0.0) -> Lists:
         """(N, k) items, without those of the history, -1 behind the end; empty where a history has no vector.
 
         Args:
             histories: N arrays, oldest first.
             k: items per list.
             decay: weight of an item per step back.
+            discount: what a later item's cosine loses; not negative.
         """
         found = np.full((len(histories), k), -1, dtype=np.int32)
         allowed = np.ones(len(self._vectors), dtype=np.bool_)
+        asked = (
+            k + len(self._vectors) - self._trained if discount else k
+        )  # those that fall may all stand before the rest
         for row, history in enumerate(histories):
             weights = decay ** np.arange(len(history))[::-1]
             query = weights @ self._vectors[history].astype(np.float64)
             if query.any():
                 allowed[history] = False
-                rows = self._index.search(query, k, allowed).rows
+                near = self._index.search(query, asked, allowed)
                 allowed[history] = True
+                scores = near.scores - discount * (near.rows >= self._trained)
+                rows = near.rows[np.argsort(-scores, kind="stable")[:k]]
                 found[row, : len(rows)] = rows
         return found
 

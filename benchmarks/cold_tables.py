@@ -19,6 +19,7 @@ TITLES: Final = {
     "retrieval": "retrieval, text and guessed collaboration",
     "both": "both, merged",
     "content_only": "retrieval, text only",
+    "retrieval_plain": "retrieval, without the discount",
     "no_cold_handling": "`nezha` without cold handling",
     "nezha_even": "`nezha`, prior of one more child",
     "nezha_text_ids": "`nezha`, semantic IDs by text only",
