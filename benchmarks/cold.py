@@ -149,11 +149,12 @@ class Measurement:
         choice: what choices are made by.
         wanted: share of all validation cases that want an item of the latter.
         content: (I, D) vectors of the trained items by which semantic IDs were made.
+        identity: of what was trained on.
     """
 
     def __init__(self, settings: ColdSettings, data: ColdData, folder: Path, say: Callable[[str], None]) -> None:
         self.settings, self.data, self.folder, self.say = settings, data, folder, say
-        self._identity = data_fingerprint(data.data)
+        self.identity = data_fingerprint(data.data)
         self._train = TrainSettings.parse(settings.train)
         self.measured = self._part("test", data.held.measured, settings.cases)
         every = self._part("valid", data.held.choice, None)
@@ -168,7 +169,7 @@ class Measurement:
         chosen: list[dict[str, Any]] = []
         minutes, figures = [], list[Figure]()
         for seed in self.settings.seeds:
-            run = self.folder / "runs" / sha256_parts([self._identity, self._train.identity(), str(seed)])[:16]
+            run = self.folder / "runs" / sha256_parts([self.identity, self._train.identity(), str(seed)])[:16]
             minutes.append(train(self.data.data, self._train, run, seed=seed)["cpu_seconds"] / 60)
             self.say(f"trained, seed {seed}: {minutes[-1]:.1f} CPU minutes")
             one = Seed(self, Writer(run, self.data.data, self._train), run.name)
@@ -190,9 +191,8 @@ class Measurement:
                 f"{STEM}.{source}", lists, cases.targets, groups, cases.trained,
                 replicates=self.settings.replicates, seed=self.settings.holdout_seed,
             )  # fmt: skip
-            self.say(
-                ", ".join(f"{figure.name} {figure.value:.4f}" for figure in figures if f".{source}." in figure.name)
-            )
+            own = [figure for figure in figures if figure.name.startswith(f"{STEM}.{source}.")]
+            self.say(", ".join(f"{figure.name} {figure.value:.4f}" for figure in own))
         return figures
 
     def _counts(self, minutes: Sequence[float]) -> list[Figure]:
@@ -279,7 +279,7 @@ class Seed:
             "retrieval": retrieval,
             "both": merge(nezha, retrieval, chosen["share"]),
             "content_only": self._near("content_only", part, chosen["content_only_decay"]),
-            "no_cold_handling": self._written("no_cold_handling", part, prior),
+            "no_cold_handling": self._written("no_cold_handling", part, Prior()),
             "retrieval_plain": self._near("retrieval", part, chosen["retrieval_decay"]),
             "nezha_even": self._written("nezha", part, Prior()),
             "nezha_text_ids": self._written("nezha_text_ids", part, prior),
@@ -305,7 +305,7 @@ class Seed:
                 _, segments = self.writer.live(later.codes, prior.cold())
             return written(decoder, segments, histories, k=settings.answer, beam=settings.beam)
 
-        return self._kept(source, [part, settings.beam, prior.model_dump()], make)
+        return self._kept(source, part, [self._name, settings.beam, prior.model_dump()], make)
 
     def _near(self, source: str, part: Part, decay: float, discount: float = 0.0) -> Lists:
         """What lies nearest, by text alone or by what semantic IDs are made of."""
@@ -318,14 +318,13 @@ class Seed:
                 nearest = Nearest(self._of.content, part.later.content)
             return nearest.lists(part.cases.histories, k=self._of.settings.answer, decay=decay, discount=discount)
 
-        return self._kept(source, [part, decay, discount], make)
+        return self._kept(source, part, [decay, discount], make)
 
-    def _kept(self, source: str, parts: list[Any], make: Callable[[], Lists]) -> Lists:
-        """Read the lists that were made of the same parts, or make and keep them."""
-        part, *rest = parts
+    def _kept(self, source: str, part: Part, about: Sequence[Any], make: Callable[[], Lists]) -> Lists:
+        """Read the lists that were made of the same items, cases and settings, or make and keep them."""
         arrays = [part.later.rows, part.later.codes, part.later.text, part.cases.targets, *part.cases.histories]
-        about = [self._name, source, str(self._of.settings.answer), json.dumps(rest, sort_keys=True)]
-        key = sha256_parts([*about, *(np.ascontiguousarray(array).tobytes() for array in arrays)])[:24]
+        settings = [self._of.identity, source, str(self._of.settings.answer), json.dumps(list(about), sort_keys=True)]
+        key = sha256_parts([*settings, *(np.ascontiguousarray(array).tobytes() for array in arrays)])[:24]
         path = self._of.folder / "lists" / f"{source}-{key}.npy"
         if not path.exists():
             write_bytes_atomically(path, _npy(make()))

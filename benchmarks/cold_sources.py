@@ -15,6 +15,7 @@ from recsys.decoding.segments import Segments
 from recsys.decoding.trie import SidTrie
 from recsys.errors import ConfigError
 from recsys.evaluation.metrics import padded_lists
+from recsys.models.compact import CompactRecommender
 from recsys.retrieval.settings import IndexSettings
 from recsys.retrieval.vector_index import build_index
 from training.recommender.trainer import item_features
@@ -59,14 +60,21 @@ class Writer:
         """A decoder whose histories may hold the later items, which enter by their content.
 
         Raises:
-            ConfigError: the model cannot read them.
+            ConfigError: the model is not of the compact shape.
         """
         data = self._data
         model = load_model(self._model_path, item_features(data, self._settings), data.codebook_sizes)
+        if not isinstance(model, CompactRecommender):
+            raise ConfigError(
+                "later items are measured on the compact shape",
+                field="train.model.shape",
+                value=model.config.shape,
+                remedy="shape: compact",
+            )
         model.freeze()
-        decoder = NezhaDecoder(model, self.trie, prior=data.train_counts)  # type: ignore[arg-type]
-        if later is not None and not decoder.add_items(later.codes, later.text):
-            raise ConfigError("this model cannot read later items", field="shape", value=model.config.shape)
+        decoder = NezhaDecoder(model, self.trie, prior=data.train_counts)
+        if later is not None:
+            decoder.add_items(later.codes, later.text)
         return decoder
 
     def live(self, codes: npt.NDArray[np.integer], cold: ColdPrior) -> tuple[LiveCatalogue, Segments]:

@@ -181,7 +181,7 @@ class BundleWatcher:
             vllm_url=settings.vllm_url,
             vllm_timeout=settings.vllm_timeout,
             log=self._log,
-            cold=ColdPrior(settings.cold_penalty),
+            cold=ColdPrior(settings.cold_penalty, settings.cold_lift),
         )
         before = self._engine.versions
         self._engine.swap(recommender)
