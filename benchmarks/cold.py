@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.cold_data import ColdData, prepare
-from benchmarks.cold_figures import hits, shown, source_figures
+from benchmarks.cold_figures import exposures, hits, source_figures, unfairness
 from benchmarks.cold_later import Cases, Later, cases_of, live_index, make_later, text_codes
 from benchmarks.cold_scores import changed_scores
 from benchmarks.cold_sources import Nearest, Writer, merge, written
@@ -231,8 +231,9 @@ class Seed:
     def choose(self) -> dict[str, Any]:
         """Prior, decays, discount and share, by the validation cases and the other held-out items.
 
-        Prior and discount are those under which later items are shown most nearly as often as they are wanted; the
-        decays and the share of retrieval are those with the highest Recall@50 over all cases.
+        Prior and discount are those under which later items are shown most nearly as often as they are wanted, in the
+        first 10 and in the first 50 places, whichever is further off; the decays and the share of retrieval are those
+        with the highest Recall@50 over all cases.
         """
         settings, part = self._of.settings, self._of.choice
         value: dict[str, Any] = {}
@@ -263,9 +264,9 @@ class Seed:
 
     def _fairest(self, what: str, grid: Sequence[Choice], lists: Callable[[Choice], Lists]) -> Choice:
         """The choice under which later items are shown most nearly as often as all validation cases want them."""
-        cases, wanted = self._of.choice.cases, self._of.wanted
-        ratios = [float(shown(lists(value), cases.trained, 50).mean()) / wanted for value in grid]
-        chosen = grid[int(np.argmin(np.abs(np.log(np.maximum(ratios, 1e-9)))))]
+        trained, wanted = self._of.choice.cases.trained, self._of.wanted
+        ratios = [exposures(lists(value), trained, wanted) for value in grid]
+        chosen = grid[int(np.argmin([unfairness(found) for found in ratios]))]
         self._of.say(f"{what}: {np.round(ratios, 2).tolist()}; chosen {chosen}")
         return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,22 @@ def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
     head = lists[:, :cut]
     filled = (head >= 0).sum(axis=1)
     return np.divide((head >= trained).sum(axis=1), filled, out=np.zeros(len(head)), where=filled > 0)
+
+
+def exposures(lists: Lists, trained: int, wanted: float) -> list[float]:
+    """How often later items are shown over how often they are wanted, per cut of `CUTS`.
+
+    Args:
+        lists: (N, k).
+        trained: I.
+        wanted: share of the cases that want a later item, above 0.
+    """
+    return [float(shown(lists, trained, cut).mean()) / wanted for cut in CUTS]
+
+
+def unfairness(ratios: Sequence[float]) -> float:
+    """How far the ratio that is furthest from 1 is from it, in nats either way; infinite where one is 0."""
+    return max(abs(math.log(ratio)) if ratio > 0 else math.inf for ratio in ratios)
 
 
 def exposure(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.cold import ColdSettings, Measurement
 from benchmarks.cold_data import ColdData, HeldOut
-from benchmarks.cold_figures import exposure, hits, shown, source_figures
+from benchmarks.cold_figures import exposure, exposures, hits, shown, source_figures, unfairness
 from benchmarks.cold_later import Cases, cases_of, live_index
 from benchmarks.cold_sources import Nearest, merge
 from benchmarks.cold_tables import TABLES, TITLES
@@ -61,6 +61,13 @@ def test_exposure_is_what_is_shown_over_what_is_wanted() -> None:
     found = exposure(shares, targets >= 8, users, rng=rng)
     assert found.value == pytest.approx((2 / 4 + 1 / 2) / 4 / (1 / 4))
     assert 0 < found.low <= 1.0 < found.high < np.inf, "also where a replicate draws no wanted case"
+
+
+def test_the_fairest_is_off_by_the_same_factor_either_way() -> None:
+    ratios = exposures(padded([[8, 0], [0, 8], [1, 2], [3]]), trained=8, wanted=0.5)
+    assert ratios == pytest.approx([0.5, 0.5])
+    assert unfairness([0.5, 1.0]) == pytest.approx(unfairness([1.5, 2.0])) == pytest.approx(np.log(2))
+    assert unfairness([1.0, 0.0]) == np.inf
 
 
 def test_a_figure_is_of_its_group_alone() -> None:
