@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from recsys.catalog.log import CatalogLog
     from serving.live_items import LiveItems
 
+_AT_ONCE: Final = 64  # changes under one lock
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -38,10 +39,24 @@ class CatalogIntake:
         self._log, self._items = log, items
 
     def write(self, group: list[ItemChange]) -> list[ItemChanged | Exception]:
-        """Write what can be written; one result per change, an exception where its values are refused.
+        """Write what can be written; one result per change, or the exception that says why it was not made.
+
+        Other writers get a turn between parts of a large group.
+        """
+        results: list[ItemChanged | Exception] = []
+        for start in range(0, len(group), _AT_ONCE):
+            part = group[start : start + _AT_ONCE]
+            try:
+                results += self._write(part)
+            except UnavailableError as error:
+                results += [error] * len(part)
+        return results
+
+    def _write(self, group: list[ItemChange]) -> list[ItemChanged | Exception]:
+        """Write a part, in one flush.
 
         Raises:
-            UnavailableError: no bundle runs, or the log refuses: nothing of the group is written.
+            UnavailableError: no bundle runs, or the log refuses: nothing of it is written.
         """
         items = self._items()
         if items is None:

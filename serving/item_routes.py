@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
@@ -29,6 +30,7 @@ from serving.services import Services, services_of
 if TYPE_CHECKING:
     from serving.errors import Problem
 
+_PATIENCE: Final = 30.0  # seconds; a language model and a slow disk may take some of them
 router = APIRouter()
 ServicesOf = Annotated[Services, Depends(services_of)]
 ItemId = Annotated[Identifier, Path(description="At most 256 bytes in UTF-8.", examples=["B0000530ED"])]
@@ -73,7 +75,10 @@ async def _changed(change: ItemChange, request: Request, services: Services) -> 
         raise UnavailableError("the engine takes no changes of items")
     try:
         check_change(change.change)
-        changed = await services.keeper.change(change)
+        async with asyncio.timeout(_PATIENCE):
+            changed = await services.keeper.change(change)
+    except TimeoutError:
+        raise UnavailableError("the change was not confirmed in time; it may have been made all the same") from None
     except InputError as error:
         return envelope(MALFORMED, error.message, field=_place(error.field))
     return _answer(change.change.item_id, changed, request.scope[REQUEST_ID])

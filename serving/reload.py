@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CATALOG_LOG: Final = "catalog_log"
 """Folder of the catalogue log in a registry, unless the settings name another."""
 
+_WAITING: Final = 1_000  # changes of items
 _LONGEST_PAUSE: Final = 300.0  # seconds; a try reads the whole bundle
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -106,7 +107,7 @@ class BundleWatcher:
         self._engine = engine
         self._metrics = metrics
         self._log = CatalogLog(settings.catalog_log or settings.registry / CATALOG_LOG)
-        self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write)
+        self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write, limit=_WAITING)
         self._tried: str | None = None
         self._pause = self._again = 0.0  # seconds, and when on the monotonic clock
         self.refused: str | None = None

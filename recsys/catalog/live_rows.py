@@ -234,7 +234,7 @@ class LiveRows:
             below = [
                 number
                 for number, names in self._paths
-                if any(names[: len(wanted)] == wanted for wanted in conditions.categories)
+                if any(wanted and names[: len(wanted)] == wanted for wanted in conditions.categories)
             ]
             mask &= np.isin(path, below)
         if conditions.brands:

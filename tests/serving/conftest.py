@@ -157,11 +157,11 @@ def start_server(served_registry: Registry, tmp_path_factory: pytest.TempPathFac
     """Starts `windfire serve` and returns when it is ready; ends what still runs after the tests."""
     started: list[Server] = []
 
-    def start(**environment: str) -> Server:
+    def start(*, registry: Path | None = None, state: Path | None = None, **environment: str) -> Server:
         folder = tmp_path_factory.mktemp("server")
-        state, log, port = folder / "state", folder / "log", _free_port()
+        state, log, port = state or folder / "state", folder / "log", _free_port()
         command = [sys.executable, "-c", "from windfire.cli import main; main()", "serve"]
-        options = ["--registry", str(served_registry.root), "--state", str(state), "--port", str(port)]
+        options = ["--registry", str(registry or served_registry.root), "--state", str(state), "--port", str(port)]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=file

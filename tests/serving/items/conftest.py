@@ -77,10 +77,16 @@ def _make_work(tiny_work: Path, work: Path, settings: SemanticIdSettings) -> Pat
 @pytest.fixture(scope="session")
 def encodable_run(encodable_work: Path, tiny_run: Path) -> Path:
     """A compact model over `encodable_work`, with random weights. Read only."""
-    return _make_run(encodable_work, tiny_run)
+    return _make_run(encodable_work, tiny_run, encodable_work.parent / "run", seed=11)
 
 
-def _make_run(encodable_work: Path, tiny_run: Path) -> Path:
+@pytest.fixture(scope="session")
+def encodable_rerun(encodable_work: Path, tiny_run: Path) -> Path:
+    """The same with other weights. Read only."""
+    return _make_run(encodable_work, tiny_run, encodable_work.parent / "rerun", seed=12)
+
+
+def _make_run(encodable_work: Path, tiny_run: Path, run: Path, *, seed: int) -> Path:
     count = pq.read_table(encodable_work / "items" / "data" / "part-0.parquet").num_rows
     config = RecommenderConfig(SIZES, count, 256, 4, d_model=16, layers=1, heads=2, max_history=10, item_rows=True)
     features = ItemFeatures(
@@ -90,11 +96,10 @@ def _make_run(encodable_work: Path, tiny_run: Path) -> Path:
         np.ones(count, np.int64),
     )
     with torch.random.fork_rng():
-        torch.manual_seed(11)
+        torch.manual_seed(seed)
         weights = build_model(config, features).state_dict()
         weights["head.item_output.weight"].normal_(std=0.02)
         weights["trunk.input.unknown"].normal_(std=0.02)
-    run = encodable_work.parent / "run"
     (run / "model").mkdir(parents=True)
     save_file(weights, run / "model" / "weights.safetensors")
     write_json_atomically(run / "model" / "config.json", config.to_dict())
@@ -123,7 +128,12 @@ def second_bundle(tiny_work: Path, tiny_run: Path, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("second")
     work = _make_work(tiny_work, folder / "work", SemanticIdSettings(seed=5, source="text"))
     registry = Registry(folder / "registry")
-    publish_run(registry, run=_make_run(work, tiny_run), work=work, created=datetime(2026, 2, 1, tzinfo=UTC))
+    publish_run(
+        registry,
+        run=_make_run(work, tiny_run, folder / "run", seed=13),
+        work=work,
+        created=datetime(2026, 2, 1, tzinfo=UTC),
+    )
     return registry.open_current()
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from recsys.bundle import Registry
+from recsys.bundle import Registry, publish_run
+from recsys.catalog.changes import Delete, Upsert
 from recsys.catalog.log import CatalogLog
 from serving.app import create_app
+from serving.engine import EngineRequest, InProcessEngine
+from serving.item_changes import ItemChange
+from serving.metrics import EngineMetrics
+from serving.reload import BundleWatcher
 from serving.settings import Settings
 
 BODY: dict[str, Any] = {
@@ -183,10 +192,6 @@ def test_a_full_disk_refuses_and_nothing_is_half_done(here: TestClient, tmp_path
 def test_a_log_that_is_older_than_the_snapshot_is_refused(
     encodable_registry: Registry, encodable_work: Path, encodable_run: Path, tmp_path: Path
 ) -> None:
-    from datetime import UTC, datetime
-
-    from recsys.bundle import publish_run
-
     registry = Registry(tmp_path / "registry")
     created = datetime(2026, 1, 1, tzinfo=UTC)
     publish_run(registry, run=encodable_run, work=encodable_work, created=created, catalog_sequence=5)
@@ -196,3 +201,71 @@ def test_a_log_that_is_older_than_the_snapshot_is_refused(
         assert ready.status_code == 503
         assert "ends at 0" in ready.json()["reasons"][0]
         assert problem(client.put("/v1/items/new-1", json=BODY)) == (503, "unavailable", None)
+
+
+def wait_for(client: TestClient, version: str) -> None:
+    deadline = time.monotonic() + 30
+    while client.get("/readyz").json()["bundle_version"] != version and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert client.get("/readyz").json()["bundle_version"] == version
+
+
+def test_bundles_come_and_go_and_changes_stay(
+    encodable_registry: Registry, encodable_work: Path, encodable_rerun: Path, tmp_path: Path
+) -> None:
+    """The log lies in the registry here; the snapshots of both bundles are older than its first record."""
+    shutil.copytree(encodable_registry.root, tmp_path / "registry")
+    registry = Registry(tmp_path / "registry")
+    poll = timedelta(milliseconds=10)
+    settings = Settings(registry=registry.root, state=tmp_path / "state", beam=20, bundle_poll=poll)
+    with TestClient(create_app(settings)) as client:
+        first = registry.current() or ""
+        assert client.put("/v1/items/new-1", json=BODY).status_code == 201
+        assert client.delete("/v1/items/item-20").status_code == 200
+        before = set(shown(client))
+        assert ("new-1" in before, "item-20" in before) == (True, False)
+        created = datetime(2026, 4, 1, tzinfo=UTC)
+        second = publish_run(registry, run=encodable_rerun, work=encodable_work, created=created).version
+        wait_for(client, second)
+        assert set(shown(client)) == before
+        assert client.delete("/v1/items/new-1").status_code == 200
+        assert client.put("/v1/items/new-2", json=BODY).json()["catalog_version"] == f"{second}.4"
+        registry.rollback()
+        wait_for(client, first)
+        assert set(shown(client)) == (before - {"new-1"}) | {"new-2"}
+        assert client.get("/readyz").json()["catalog_version"] == f"{first}.4"
+    assert CatalogLog(registry.root / "catalog_log").end == 4
+
+
+def test_whoever_was_answered_sees_the_change_whatever_happens_beside(
+    encodable_registry: Registry, tmp_path: Path
+) -> None:
+    """Four writers, each of which asks behind every change, and one more engine on the same log."""
+    settings = Settings(
+        registry=encodable_registry.root, state=tmp_path / "state", catalog_log=tmp_path / "log", beam=20
+    )
+
+    async def worker(engine: InProcessEngine, other: InProcessEngine, watcher: BundleWatcher, name: str) -> None:
+        for n in range(12):
+            item = f"{name}-{n}"
+            await watcher.change(ItemChange(change=Upsert(item_id=item, time=0, title=f"Crimson {n}")))
+            request = EngineRequest(history=["item-11", item], n=500, time=1, exclude_seen=False)
+            answers = [await each.recommend(request) for each in (engine, other)]
+            assert [item in {row.item_id for row in answer.items} for answer in answers] == [True, True]
+            await watcher.change(ItemChange(change=Delete(item_id=item, time=0)))
+            answers = [await each.recommend(request) for each in (engine, other)]
+            assert [item in {row.item_id for row in answer.items} for answer in answers] == [False, False]
+            assert [answer.ineligible for answer in answers] == [0, 0]
+
+    async def run() -> None:
+        engines = [InProcessEngine(EngineMetrics(), queue_limit=64, batch_limit=8, torch_threads=1) for _ in range(2)]
+        watchers = [BundleWatcher(settings, engine, EngineMetrics()) for engine in engines]
+        for watcher in watchers:
+            await watcher.look()
+        await asyncio.gather(*(worker(engines[0], engines[1], watchers[n % 2], f"w{n}") for n in range(4)))
+        for watcher, engine in zip(watchers, engines, strict=True):
+            watcher.close()
+            engine.close()
+
+    asyncio.run(run())
+    assert CatalogLog(tmp_path / "log").end == 96

@@ -40,6 +40,7 @@ def ids(answer: EngineAnswer) -> list[str]:
 
 def change(recommender: BundleRecommender, log: CatalogLog, *changes: ItemChange) -> list[ItemChanged]:
     results = CatalogIntake(log, lambda: recommender.items).write(list(changes))
+    assert not [result for result in results if isinstance(result, Exception)]
     return [result for result in results if isinstance(result, ItemChanged)]
 
 
