@@ -296,15 +296,16 @@ class Seed:
         settings = self._of.settings
 
         def make() -> Lists:
-            later, histories = part.later, part.cases.histories
+            later, cases = part.later, part.cases
             if source == "nezha_text_ids":
-                later = Later(later.rows, later.text, later.content, part.text_only)
-            if source in ("no_cold_handling", "nezha_no_history"):
-                histories = part.cases.without_new()
-            decoder, segments = self.writer.decoder(later), None
-            if source != "no_cold_handling":
-                _, segments = self.writer.live(later.codes, prior.cold())
-            return written(decoder, segments, histories, k=settings.answer, beam=settings.beam)
+                later = replace(later, codes=part.text_only)
+            decoder = self.writer.decoder(later)
+            known = cases.without_new()
+            if source == "no_cold_handling":
+                return written(decoder, None, known, known, k=settings.answer, beam=settings.beam)
+            _, segments = self.writer.live(later.codes, prior.cold())
+            read = known if source == "nezha_no_history" else cases.histories
+            return written(decoder, segments, read, cases.histories, k=settings.answer, beam=settings.beam)
 
         return self._kept(source, part, [self._name, settings.beam, prior.model_dump()], make)
 

@@ -85,22 +85,31 @@ class Writer:
         return catalogue, segments
 
 
-def written(decoder: NezhaDecoder, segments: Segments | None, histories: Sequence[Ints], *, k: int, beam: int) -> Lists:
-    """(N, k) the items that a decoder lists, without those of the history, -1 behind the end.
+def written(
+    decoder: NezhaDecoder,
+    segments: Segments | None,
+    histories: Sequence[Ints],
+    hidden: Sequence[Ints],
+    *,
+    k: int,
+    beam: int,
+) -> Lists:
+    """(N, k) the items that a decoder lists, -1 behind the end.
 
     Args:
         decoder: whose.
         segments: of the live catalogue; None = as it was frozen.
-        histories: N arrays, oldest first; may be empty.
+        histories: N arrays that the model reads, oldest first; may be empty.
+        hidden: N arrays of items that are not listed.
         k: items per list.
         beam: width.
     """
     lists = np.empty((len(histories), k), dtype=np.int32)
     for begin in range(0, len(histories), _BATCH):
-        batch = histories[begin : begin + _BATCH]
-        eligibility = Eligibility(excluded=batch) if segments is None else segments.eligibility([], batch)
-        ranked = decoder.decode(batch, k=k, beam=beam, eligibility=eligibility).ranked
-        lists[begin : begin + len(batch)] = padded_lists(ranked, k)
+        rows = slice(begin, begin + _BATCH)
+        excluded = hidden[rows]
+        eligibility = Eligibility(excluded=excluded) if segments is None else segments.eligibility([], excluded)
+        lists[rows] = padded_lists(decoder.decode(histories[rows], k=k, beam=beam, eligibility=eligibility).ranked, k)
     return lists
 
 
