@@ -20,7 +20,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from recsys.errors import UnavailableError
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, InProcessEngine, SlateItem
+from serving.item_changes import ItemChange, ItemChanged
 from serving.metrics import EngineMetrics, Metrics
 from serving.remote import EngineServer, SocketEngine
 from serving.remote.address import claimed
@@ -57,6 +59,9 @@ class _Keeper:
 
     async def figures(self) -> bytes:
         return b""
+
+    async def change(self, change: ItemChange) -> ItemChanged:
+        raise UnavailableError("there is no catalogue", value=change.change.item_id)
 
 
 def _engine() -> InProcessEngine:

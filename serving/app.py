@@ -14,6 +14,7 @@ from feature_store.history import EmbeddedHistoryStore
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
+from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
@@ -53,6 +54,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(router)
+    app.include_router(item_router)
     install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
@@ -110,6 +112,7 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     )
     stack.callback(engine.close)
     watcher = BundleWatcher(settings, engine, own)
+    stack.callback(watcher.close)
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher

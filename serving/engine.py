@@ -19,6 +19,7 @@ from serving.schemas import ServedBy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from serving.item_changes import ItemChange, ItemChanged
     from serving.metrics import EngineMetrics
 
 _REMEMBERED: Final = 0.8  # weight of earlier batches in the pace
@@ -151,6 +152,9 @@ class EngineKeeper(Protocol):
     async def figures(self) -> bytes:
         """The engine's counters in the Prometheus text format; empty where it cannot be asked."""
 
+    async def change(self, change: ItemChange) -> ItemChanged:
+        """See `serving.item_changes.Changes`."""
+
 
 class Recommender(Protocol):
     """A loaded bundle: the part of an engine that a reload exchanges."""
@@ -215,6 +219,11 @@ class InProcessEngine:
         """See `Engine.versions`."""
         recommender = self._recommender
         return None if recommender is None else recommender.versions
+
+    @property
+    def recommender(self) -> Recommender | None:
+        """What the next batch is answered by."""
+        return self._recommender
 
     def swap(self, recommender: Recommender) -> None:
         """Answer from this recommender, beginning with the next batch."""

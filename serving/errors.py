@@ -47,6 +47,10 @@ MALFORMED: Final = Problem(422, "malformed", False, "The request is no JSON, or 
 TOO_LARGE: Final = Problem(413, "too_large", False, "The body is over 1 MiB.")
 NOT_FOUND: Final = Problem(404, "not_found", False, "No such path.")
 UNKNOWN_ITEM: Final = Problem(404, "unknown_item", False, "The catalog does not have this item.")
+ITEM_EXISTS: Final = Problem(409, "item_exists", False, "The catalog has this item, and only a new one was wanted.")
+NO_ITEM_ENCODER: Final = Problem(
+    501, "no_item_encoder", False, "New items cannot be encoded with this bundle (docs/catalogue.md)."
+)
 NOT_IN_BUNDLE: Final = Problem(
     501, "not_in_bundle", False, "The bundle has no index, or no text encoder, or the settings leave them out."
 )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from recsys.catalog import CatalogFilter
+    from recsys.catalog.live_rows import ItemRow
     from serving.engine import EngineRequest
 
 _COLUMNS: Final = (
@@ -38,14 +39,16 @@ class CheckedRow:
 
 
 class SlateCheck:
-    """Judges slates by the rows of the items table.
+    """Judges slates by the rows of the items table, and by those that the catalogue log has put in their place.
 
     Args:
         items: `recsys.records.ITEMS`, row r = item index r.
+        changed: the row of a changed or added item index, None where the table's holds.
     """
 
-    def __init__(self, items: pa.Table) -> None:
+    def __init__(self, items: pa.Table, changed: Callable[[int], ItemRow | None] = lambda _: None) -> None:
         self._columns = {name: items[name].combine_chunks() for name in _COLUMNS}
+        self._count, self._changed = items.num_rows, changed
 
     def rows(self, request: EngineRequest, indices: Sequence[int]) -> list[CheckedRow]:
         """Look at every item of a slate.
@@ -54,18 +57,22 @@ class SlateCheck:
             request: what was asked.
             indices: item indices in the order of the slate.
         """
-        taken = pa.array(indices, type=pa.int32())
+        newer = [self._changed(item) for item in indices]
+        taken = pa.array([item if item < self._count else None for item in indices], type=pa.int32())
         columns = {name: column.take(taken).to_pylist() for name, column in self._columns.items()}
         allow = None if request.allow is None else frozenset(request.allow)
         refused = set(request.deny)
         if request.exclude_seen:
             refused.update(request.history)
         rows = []
-        for values in zip(*columns.values(), strict=True):
+        for change, values in zip(newer, zip(*columns.values(), strict=True), strict=True):
             row = dict(zip(_COLUMNS, values, strict=True))
+            if change is not None:
+                row = {name: getattr(change, name) for name in _COLUMNS}
             item = row["item_id"]
             eligible = (
                 item not in refused
+                and (change is None or change.live)
                 and (allow is None or item in allow)
                 and _available(row, request.time)
                 and _matches(row, request.conditions)

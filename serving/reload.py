@@ -11,6 +11,10 @@ import structlog
 
 from recsys.bundle.loading import load_decoder, load_indexes
 from recsys.bundle.registry import Registry
+from recsys.catalog.log import CatalogLog
+from recsys.decoding.added import ColdPrior
+from recsys.event_log import GroupWriter
+from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineRequest, Seek
 from serving.stages import BundleRecommender
 from serving.vllm_decoder import VllmDecoder
@@ -22,9 +26,15 @@ if TYPE_CHECKING:
 
     from recsys.decoding.decoder import Decoder
     from serving.engine import InProcessEngine
+    from serving.item_changes import ItemChange, ItemChanged
+    from serving.live_items import LiveItems
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
 
+CATALOG_LOG: Final = "catalog_log"
+"""Folder of the catalogue log in a registry, unless the settings name another."""
+
+_WAITING: Final = 1_000  # changes of items
 _LONGEST_PAUSE: Final = 300.0  # seconds; a try reads the whole bundle
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -41,6 +51,8 @@ def load_recommender(
     search: bool = True,
     vllm_url: str = "",
     vllm_timeout: timedelta = timedelta(seconds=1),
+    log: CatalogLog | None = None,
+    cold: ColdPrior | None = None,
 ) -> BundleRecommender:
     """Verify and load a bundle, and let it answer once.
 
@@ -55,6 +67,8 @@ def load_recommender(
         search: whether to load the text encoder that belongs to them.
         vllm_url: a vLLM server that runs the bundle's model; empty for none.
         vllm_timeout: of its answers.
+        log: of the catalogue; what it holds behind the bundle's snapshot is applied first.
+        cold: the declared prior of new items.
 
     Raises:
         WindfireError: the bundle is missing, corrupt or cannot answer.
@@ -66,7 +80,8 @@ def load_recommender(
     else:
         chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     indexes = load_indexes(bundle, encoder=search) if retrieval else None
-    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes)
+    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes, log=log, cold=cold)
+    recommender.items.follow()
     history = bundle.catalog.index.ids(bundle.popular(None)[:3])
     now = time.time_ns() // 1_000
     sought = (None, *(Seek(item_id=item) for item in history[:1]), Seek(text="anything"))
@@ -91,6 +106,8 @@ class BundleWatcher:
         self._registry = Registry(settings.registry)
         self._engine = engine
         self._metrics = metrics
+        self._log = CatalogLog(settings.catalog_log or settings.registry / CATALOG_LOG)
+        self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write, limit=_WAITING)
         self._tried: str | None = None
         self._pause = self._again = 0.0  # seconds, and when on the monotonic clock
         self.refused: str | None = None
@@ -121,6 +138,21 @@ class BundleWatcher:
             await self.look()
             then()
 
+    async def change(self, change: ItemChange) -> ItemChanged:
+        """See `serving.item_changes.Changes`; who gives up leaves the change to be made."""
+        changed = await asyncio.shield(asyncio.wrap_future(self._changes.submit(change)))
+        if isinstance(changed, Exception):
+            raise changed
+        return changed
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._changes.close()
+
+    def _items(self) -> LiveItems | None:
+        recommender = self._engine.recommender
+        return recommender.items if isinstance(recommender, BundleRecommender) else None
+
     async def figures(self) -> bytes:
         """See `serving.engine.EngineKeeper`."""
         return self._metrics.render()
@@ -136,6 +168,7 @@ class BundleWatcher:
     async def _put_in(self, version: str) -> None:
         settings = self._settings
         started = time.perf_counter()
+        await asyncio.to_thread(self._log.settle)
         recommender = await asyncio.to_thread(
             load_recommender,
             self._registry,
@@ -148,6 +181,8 @@ class BundleWatcher:
             search=settings.search,
             vllm_url=settings.vllm_url,
             vllm_timeout=settings.vllm_timeout,
+            log=self._log,
+            cold=ColdPrior(settings.cold_penalty, settings.cold_lift),
         )
         before = self._engine.versions
         self._engine.swap(recommender)

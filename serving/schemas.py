@@ -23,13 +23,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_WHOLE: Final = BeforeValidator(_whole)  # stands behind the bounds, so that the JSON schema shows them
+WHOLE: Final = BeforeValidator(_whole)  # stands behind the bounds, so that the JSON schema shows them
 # What a catalog takes (256 bytes) may be clicked; the bound is in characters, because JSON schema counts those.
 Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(max_length=256)]
-Value = Annotated[int, Field(ge=-MAX_MICROS, le=MAX_MICROS), _WHOLE]
-Micros = Annotated[int, Field(ge=0, le=MAX_MICROS), _WHOLE]
+Value = Annotated[int, Field(ge=-MAX_MICROS, le=MAX_MICROS), WHOLE]
+Micros = Annotated[int, Field(ge=0, le=MAX_MICROS), WHOLE]
 ItemIds = Annotated[list[str], Field(max_length=10_000)]
 Categories = Annotated[list[Annotated[list[Name], Field(min_length=1, max_length=16)]], Field(max_length=100)]
 
@@ -79,7 +79,7 @@ class RecommendRequest(_Request):
         description="Item ids, oldest first. Unknown ids are ignored and counted; the newest 1,000 known ones count.",
         examples=[["B0000530ED", "B00005JS5C"]],
     )
-    n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] = Field(default=10, description="Items wanted.")
     scene: Word | None = Field(default=None, description="The surface of the app, such as home or cart.")
     filters: Filters = Field(default_factory=Filters)
     exclude_seen: bool = Field(default=True, description="Leave out every item of the history.")
@@ -124,7 +124,7 @@ class SimilarRequest(_Request):
     """Which item, how many like it, and which may be shown."""
 
     item_id: Identifier = Field(description="The item itself is not answered.", examples=["B0000530ED"])
-    n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] = Field(default=10, description="Items wanted.")
     vectors: VectorsName | None = Field(
         default=None, description="What is compared; absent: given, else collaborative, else text vectors of the item."
     )
@@ -137,7 +137,7 @@ class SearchRequest(_Request):
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT, pattern=r"\S")] = Field(
         description="What is looked for, in words.", examples=["red nail lacquer"]
     )
-    n: Annotated[int, Field(ge=1, le=MAX_N), _WHOLE] = Field(default=10, description="Items wanted.")
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] = Field(default=10, description="Items wanted.")
     filters: Filters = Field(default_factory=Filters)
 
 
@@ -180,13 +180,13 @@ class EventRow(_Request):
     user_id: Identifier
     item_id: Identifier
     action: Word = Field(examples=["click"])
-    time: Annotated[int, Field(ge=1, le=MAX_TIME), _WHOLE] | None = Field(
+    time: Annotated[int, Field(ge=1, le=MAX_TIME), WHOLE] | None = Field(
         default=None, description="UTC microseconds since 1970; now where absent."
     )
     scene: Word | None = None
     value_micros: Value | None = None
     request_id: Identifier | None = Field(default=None, description="The recommendation that this answers.")
-    position: Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE] | None = None
+    position: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None = None
     attributes: dict[Word, Name] = Field(default_factory=dict, max_length=24)
 
 

@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     deadline: Duration = timedelta(seconds=2)
     batch_limit: Annotated[int, Ge(1)] = 8
     bundle_poll: Duration = timedelta(seconds=2)
+    catalog_log: PathOrNone = None
+    cold_penalty: Annotated[float, Ge(0), Le(20)] = 0.0
+    cold_lift: Annotated[float, Ge(0), Le(20)] = 0.0
     event_clock_skew: DurationOrZero = timedelta(minutes=5)
     event_queue_limit: Annotated[int, Ge(1)] = 1_000
     exposure_flush: DurationOrZero = timedelta(milliseconds=200)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from recsys.bundle.bundle import ALL_SCENES
-from recsys.decoding.eligibility import Eligibility
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
+from serving.live_items import LiveItems, Shared
 from serving.recheck import SlateCheck
 from serving.schemas import MAX_HISTORY, ServedBy
 from serving.seeking import fill_from_history, fill_from_indexes, without_itself
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.bundle.bundle import Bundle
+    from recsys.catalog.log import CatalogLog
+    from recsys.decoding.added import ColdPrior
     from recsys.decoding.decoder import Decoder, Ranked
     from recsys.retrieval.folder import Retrieval
     from serving.engine import Refusal
@@ -43,6 +45,7 @@ class _Plan:
 
     request: EngineRequest
     history: Items
+    shared: Shared
     slate: Slate
     counts: EngineCounts
 
@@ -55,48 +58,72 @@ class BundleRecommender:
         decoder: of the bundle's model.
         beam: prefixes kept per level; more where a request asks for more items.
         retrieval: the bundle's indexes; None = what is asked of them is refused, and they are no source.
+        log: of the catalogue; None where nothing changes.
+        cold: the declared prior of new items.
+
+    Attributes:
+        items: the bundle's, as they are now.
     """
 
-    def __init__(self, bundle: Bundle, decoder: Decoder, *, beam: int, retrieval: Retrieval | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        decoder: Decoder,
+        *,
+        beam: int,
+        retrieval: Retrieval | None = None,
+        log: CatalogLog | None = None,
+        cold: ColdPrior | None = None,
+    ) -> None:
         self._bundle = bundle
         self._decoder = decoder
         self._retrieval = retrieval
         self._beam = beam
-        self._check = SlateCheck(bundle.items)
+        self.items = LiveItems(bundle, decoder, retrieval, log, cold)
+        self._check = SlateCheck(bundle.items, self.items.rows.row)
         self._everything = _everything(bundle)
-        self._versions = EngineVersions(bundle.manifest.version, bundle.manifest.catalog_version, decoder.name)
 
     @property
     def versions(self) -> EngineVersions:
         """See `serving.engine.Recommender`."""
-        return self._versions
+        return EngineVersions(self._bundle.manifest.version, self.items.version, self._decoder.name)
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
-        """See `serving.engine.Recommender`."""
+        """See `serving.engine.Recommender`; what the catalogue log holds when it is called is known.
+
+        A log that cannot be read stops nobody: what was read of it holds on.
+        """
+        with self.items.guard:
+            self.items.try_to_follow()
+            return self._recommend(requests)
+
+    def _recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         plans = [self._plan(without_itself(request)) for request in requests]
-        groups: dict[tuple[int, int], list[_Plan]] = {}
+        groups: dict[tuple[int, int, bool], list[_Plan]] = {}
         for plan in plans:
             if len(plan.history) and plan.request.seek is None:
-                # The decoder takes one bitset per batch; k is shared so that a batch never changes an answer.
-                groups.setdefault((id(plan.slate.shared), plan.request.n), []).append(plan)
+                # The decoder takes one bitset per batch; k is shared so that a batch never changes an answer. A history
+                # with a new item is read another way: it stays among its like.
+                key = id(plan.slate.shared), plan.request.n, self.items.newer(plan.history)
+                groups.setdefault(key, []).append(plan)
         for group in groups.values():
             for plan, ranked in zip(group, self._decode(group), strict=True):
                 plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
         return [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
 
     def _plan(self, request: EngineRequest) -> _Plan:
-        catalog = self._bundle.catalog
-        found = catalog.index.lookup(request.history)
+        rows = self.items.rows
+        found = rows.lookup(request.history)
         known = found[found >= 0]
-        denied = catalog.index.lookup(request.deny)
+        denied = rows.lookup(request.deny)
         excluded = [denied[denied >= 0], *([known] if request.exclude_seen else [])]
-        shared = catalog.eligible(request.conditions, request.time)
+        shared = self.items.shared(request.conditions, request.time)
         unknown = int((denied < 0).sum())
         if request.allow is not None:
-            allowed = catalog.index.lookup(request.allow)
-            only = np.zeros(len(catalog), dtype=np.bool_)
+            allowed = rows.lookup(request.allow)
+            only = np.zeros(len(rows), dtype=np.bool_)
             only[allowed[allowed >= 0]] = True
-            shared = only if shared is None else shared & only
+            shared = Shared(only if shared.items is None else shared.items & only, whole=False)
             unknown += int((allowed < 0).sum())
         counts = EngineCounts(
             history=len(found),
@@ -104,12 +131,12 @@ class BundleRecommender:
             history_cut=max(0, len(known) - MAX_HISTORY),
             filter_unknown=unknown,
         )
-        slate = Slate(request.n, shared, np.concatenate(excluded))
-        return _Plan(request, known[-MAX_HISTORY:], slate, counts)
+        slate = Slate(request.n, shared.items, np.concatenate(excluded))
+        return _Plan(request, self.items.readable(known[-MAX_HISTORY:]), shared, slate, counts)
 
     def _decode(self, group: list[_Plan]) -> list[Ranked]:
         n = group[0].request.n
-        eligibility = Eligibility(group[0].slate.shared, [plan.slate.excluded for plan in group])
+        eligibility = self.items.eligibility(group[0].shared, [plan.slate.excluded for plan in group])
         histories = [plan.history for plan in group]
         return self._decoder.decode(histories, k=n, beam=max(self._beam, n), eligibility=eligibility).ranked
 
@@ -119,16 +146,23 @@ class BundleRecommender:
         if len(plan.history) and not slate.complete():
             slate.add(*self._neighbours(plan.history), ServedBy.ITEM_TO_ITEM)
         if len(plan.history) and self._retrieval is not None and not slate.complete():
-            fill_from_history(slate, plan.history, self._retrieval, items=len(self._bundle.catalog))
+            fill_from_history(slate, plan.history, self._retrieval, items=len(self.items.rows))
         ranking = popularity.get(plan.request.scene or ALL_SCENES)
         if ranking is not None and not slate.complete():
             _add_ranking(slate, ranking, ServedBy.POPULAR_SCENE)
         if not slate.complete():
             _add_ranking(slate, self._everything, ServedBy.POPULAR_MEMORY)
+        if self.items.rows.added and not slate.complete():
+            first = self._bundle.manifest.items
+            newer = np.arange(first, first + self.items.rows.added, dtype=np.int32)
+            _add_ranking(slate, newer, ServedBy.POPULAR_MEMORY, behind=first)
 
     def _neighbours(self, history: Items) -> tuple[Items, npt.NDArray[np.float64]]:
         """Items that are seen together with the newest of a history, weighted by recency, best first."""
-        lists = [self._bundle.item_to_item.of(item) for item in history[::-1][:_RECENT].tolist()]
+        known = history[history < self._bundle.manifest.items]
+        if not len(known):
+            return known, np.empty(0)
+        lists = [self._bundle.item_to_item.of(item) for item in known[::-1][:_RECENT].tolist()]
         items = np.concatenate([neighbours for neighbours, _ in lists])
         weighted = np.concatenate([scores * _FADING**age for age, (_, scores) in enumerate(lists)])
         unique, place = np.unique(items, return_inverse=True)
@@ -145,8 +179,9 @@ class BundleRecommender:
         seek = plan.request.seek
         refusal = None
         if seek is not None:
-            row = -1 if seek.item_id is None else int(self._bundle.catalog.index.lookup([seek.item_id])[0])
-            refusal = fill_from_indexes(plan.slate, seek, row, self._retrieval, items=len(self._bundle.catalog))
+            row = -1 if seek.item_id is None else int(self.items.rows.lookup([seek.item_id])[0])
+            row = -1 if self.items.deleted(row) else row
+            refusal = fill_from_indexes(plan.slate, seek, row, self._retrieval, items=len(self.items.rows))
         return self._answer(plan, ServedBy.INDEX, None, refusal)
 
     def _answer(
@@ -160,8 +195,8 @@ class BundleRecommender:
             items=items,
             served_by=served_by,
             decoder=decoder,
-            bundle_version=self._versions.bundle,
-            catalog_version=self._versions.catalog,
+            bundle_version=self._bundle.manifest.version,
+            catalog_version=self.items.version,
             truncated=len(items) < request.n,
             counts=plan.counts,
             ineligible=len(rows) - len(items),
@@ -176,11 +211,18 @@ class BundleRecommender:
         return ServedBy.NEZHA if first == self._decoder.name else ServedBy(first)
 
 
-def _add_ranking(slate: Slate, ranking: Items, source: str) -> None:
-    """Walk down a popularity list, block by block, until the slate is full; scores are 1 / (1 + rank)."""
+def _add_ranking(slate: Slate, ranking: Items, source: str, *, behind: int = 0) -> None:
+    """Walk down a popularity list, block by block, until the slate is full; scores are 1 / (1 + rank).
+
+    Args:
+        slate: to fill.
+        ranking: items, best first.
+        source: its name.
+        behind: ranks that stand before it.
+    """
     for start in takewhile(lambda _: slate.open, range(0, len(ranking), _BLOCK)):
-        block = ranking[start : start + _BLOCK]
-        slate.add(block, 1.0 / np.arange(start + 1, start + 1 + len(block)), source)
+        block, rank = ranking[start : start + _BLOCK], behind + start
+        slate.add(block, 1.0 / np.arange(rank + 1, rank + 1 + len(block)), source)
 
 
 def _everything(bundle: Bundle) -> Items:

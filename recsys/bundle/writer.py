@@ -20,6 +20,7 @@ from recsys.catalog.arrays import save_array
 from recsys.datasets.prepared import PreparedData, read_job
 from recsys.errors import DataError, VersionMismatchError
 from recsys.models import ItemFeatures
+from recsys.semantic_ids.artefact import ASSIGNED
 from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def write_tables(directory: Path, data: PreparedData, work: Path) -> None:
     for path in sorted((work / "semantic_ids").iterdir()):
         if path.suffix in {".json", ".npy"} and path.name != "manifest.json":
             shutil.copyfile(path, directory / "tokenizer" / path.name)
+    if (work / "semantic_ids" / ASSIGNED).is_dir():  # an imported tokenizer has none
+        shutil.copytree(work / "semantic_ids" / ASSIGNED, directory / "tokenizer" / ASSIGNED)
 
 
 def _take_indexes(work: Path, directory: Path, data: PreparedData) -> None:

@@ -3,12 +3,13 @@
 The normaliser stays as it is, so no score of an old item ever moves. An added item hangs at its *known prefix*: the
 longest prefix of its semantic ID that the frozen trie has, a node v of depth D. Its score is declared:
 
-    score(x) = log p(v) - sum over the missing levels l = D+1..L of (log(1 + c_l) + penalty)
+    score(x) = log p(v) - max(0, sum over the missing levels l = D+1..L of (log(1 + c_l) + penalty) - lift)
 
 where c_l is the number of children that the frozen trie has at that level of its path: those of v at level D + 1, none
 below. An item that joins an existing leaf (D = L) has the leaf's score. Else the new branch gets the share that one
-more child of v would have if all were alike. The sum lies between log 2 + (L - D) penalty and
-log(1 + T_{D+1}) + (L - D) penalty; it depends on the frozen trie alone, not on what else was added.
+more child of v would have if all were alike, times e^lift, and never more than all of v. The sum lies between
+log 2 + (L - D) penalty and log(1 + T_{D+1}) + (L - D) penalty; it depends on the frozen trie alone, not on what else
+was added.
 
 An added item is a candidate of a request when the beam keeps its known prefix; the prefix counts it among its live
 items. At equal scores added items stand behind frozen ones, among themselves by index.
@@ -43,34 +44,39 @@ _RUNS: Final = 8  # beyond, an addition merges them itself
 
 @dataclass(frozen=True, slots=True)
 class ColdPrior:
-    """What an added item loses per level that the frozen trie does not have; declared with the bundle.
+    """What an added item loses where the frozen trie does not have its path; declared with the bundle.
 
     Attributes:
         penalty: nats per missing level beside log(1 + children), 0..20.
+        lift: nats that an item with a missing level gets back, 0..20; at most what it lost.
 
     Raises:
-        ConfigError: a penalty outside its range.
+        ConfigError: a value outside its range.
     """
 
     penalty: float = 0.0
+    lift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.penalty) and 0 <= self.penalty <= _HIGHEST):
-            raise ConfigError(
-                f"the penalty of a missing level must lie in 0..{_HIGHEST:g}",
-                field="penalty",
-                value=self.penalty,
-                remedy="lift items by a log-prior instead",
-            )
+        for name, remedy in (
+            ("penalty", "raise the lift instead, or lift items by a log-prior"),
+            ("lift", "raise the penalty instead"),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= _HIGHEST):
+                raise ConfigError(
+                    f"the {name} of added items must lie in 0..{_HIGHEST:g}", field=name, value=value, remedy=remedy
+                )
 
     def of(self, children: Ints, missing: Ints) -> npt.NDArray[np.float64]:
-        """(m,) what is added to the score of a known prefix.
+        """(m,) what is added to the score of a known prefix; never above 0.
 
         Args:
             children: (m,) that the known prefix has in the frozen trie.
             missing: (m,) levels below it, L - D.
         """
-        return np.where(missing > 0, -np.log1p(children) - missing * self.penalty, 0.0)
+        lost = np.where(missing > 0, np.log1p(children) + missing * self.penalty, 0.0)
+        return -np.maximum(lost - self.lift, 0.0)
 
 
 class Run(NamedTuple):

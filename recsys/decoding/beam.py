@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recsys.decoding.added import Newcomers
 from recsys.decoding.buckets import Buckets, Found, fill
-from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
+from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request, extend
 from recsys.decoding.eligibility import EligibilityIndex
 from recsys.decoding.histories import counts, pad_histories
 from recsys.decoding.padded import PaddedTrie
@@ -79,6 +79,12 @@ class BeamDecoder:
         self._buckets = Buckets(trie, prior)
         self._index = EligibilityIndex(trie)
         self._trie = PaddedTrie(trie, self._device, whole_codebook=model.config.whole_codebook)
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
+        """See `recsys.decoding.decoder.ExtendsItems`."""
+        added = extend(self._model, codes, text)
+        self._items += len(codes) if added else 0
+        return added
 
     @torch.inference_mode()
     def decode(

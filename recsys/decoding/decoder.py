@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -94,6 +94,23 @@ class Decoder(Protocol):
             InputError: k, beam or an item index out of range.
             DataError: the model's states are not finite.
         """
+
+
+@runtime_checkable
+class ExtendsItems(Protocol):
+    """A model or decoder whose histories may hold items that were added since the weights were trained."""
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool | None:
+        """Know the next items I, I + 1, .. by their semantic IDs (n, L) and text vectors (n, D).
+
+        Returns:
+            False where the weights cannot read them.
+        """
+
+
+def extend(model: object, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
+    """Add items to a model that can read them; whether it can."""
+    return isinstance(model, ExtendsItems) and model.add_items(codes, text) is not False
 
 
 def check_request(k: int, beam: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.decoding.decoder import DecodeResult, Ranked, Spent, check_finite, check_request
+from recsys.decoding.decoder import DecodeResult, Ranked, Spent, check_finite, check_request, extend
 from recsys.decoding.histories import pad_histories
 from recsys.decoding.ragged import best
 from recsys.errors import InputError
@@ -54,6 +54,13 @@ class FlatDecoder:
         self._model = model
         with torch.inference_mode():
             self._items = model.item_vectors().contiguous().clone()  # (I, H)
+        self._known = len(self._items)  # items that a history may hold
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
+        """See `recsys.decoding.decoder.ExtendsItems`."""
+        added = extend(self._model, codes, text)
+        self._known += len(codes) if added else 0
+        return added
 
     @torch.inference_mode()
     def decode(
@@ -72,7 +79,7 @@ class FlatDecoder:
         if excluded is not None and len(excluded) != len(histories):
             raise InputError("excluded must name one list per request", field="excluded", value=len(excluded))
         limit = self._model.config.max_history
-        items, lengths = pad_histories(histories, items=count, limit=limit, device=self._items.device)
+        items, lengths = pad_histories(histories, items=self._known, limit=limit, device=self._items.device)
         users = self._model.encode(items, lengths)  # (B, H)
         check_finite(users)
         logits = users @ self._items.T  # (B, I)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from recsys.decoding.decoder import DecodeResult, Ranked, check_request
+from recsys.decoding.decoder import DecodeResult, Ranked, check_request, extend
 from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,9 +69,11 @@ class Fusion:
     def scores(
         self, histories: Sequence[npt.NDArray[np.integer]], ranked: Sequence[Ranked]
     ) -> list[npt.NDArray[np.float64]]:
-        """Per answer (m,) float64: s of its items; see `Neighbours.scores`."""
+        """Per answer (m,) float64: s of its items; see `Neighbours.scores`. Added items of a history are left out."""
         items = [answer.items for answer in ranked]
-        return self.neighbours.scores(histories, items, decay=self.decay, max_history=self.max_history)
+        read = [np.asarray(history) for history in histories]
+        known = [history[history < self.neighbours.count] for history in read]
+        return self.neighbours.scores(known, items, decay=self.decay, max_history=self.max_history)
 
 
 class Reranker:
@@ -145,6 +147,10 @@ class FusedDecoder:
             )
         self._inner, self._fusion = inner, fusion
         self._reranker = Reranker(trie, prior)
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
+        """See `recsys.decoding.decoder.ExtendsItems`; the table of neighbours has no row for them."""
+        return extend(self._inner, codes, text)
 
     def decode(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recsys.decoding.added import Newcomers
 from recsys.decoding.buckets import Buckets, Found, fill
-from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
+from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request, extend
 from recsys.decoding.eligibility import EligibilityIndex
 from recsys.decoding.head_beam import HeadBeam
 from recsys.decoding.head_weights import HeadWeights
@@ -180,6 +180,12 @@ class NezhaDecoder:
         self._ranker = HeadRanker(
             model.head, trie, whole_codebook=whole, prior=prior, batched=batched, structure=structure
         )
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
+        """See `recsys.decoding.decoder.ExtendsItems`."""
+        added = extend(self._model, codes, text)
+        self._items += len(codes) if added else 0
+        return added
 
     @torch.inference_mode()
     def decode(

@@ -20,7 +20,7 @@ import torch
 from recsys.decoding.added import Newcomers
 from recsys.decoding.beam import TokenWriter, select
 from recsys.decoding.buckets import Buckets, Found, fill
-from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request
+from recsys.decoding.decoder import DecodeResult, Spent, check_finite, check_request, extend
 from recsys.decoding.eligibility import EligibilityIndex
 from recsys.decoding.head_beam import HeadBeam
 from recsys.decoding.head_weights import HeadWeights
@@ -128,6 +128,7 @@ class SpeculativeDecoder:
         draft: float = 1.5,
     ) -> None:
         self._config = model.config
+        self._items = model.config.num_items
         self._widest = max(trie.nodes(depth) for depth in range(1, trie.levels + 1))
         self._buckets = Buckets(trie, prior)
         self._index = EligibilityIndex(trie)
@@ -141,6 +142,12 @@ class SpeculativeDecoder:
             device,
             draft,
         )
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
+        """See `recsys.decoding.decoder.ExtendsItems`."""
+        added = extend(self._tools.model, codes, text)
+        self._items += len(codes) if added else 0
+        return added
 
     @torch.inference_mode()
     def decode(
@@ -156,7 +163,7 @@ class SpeculativeDecoder:
         check_request(k, beam)
         masks = self._index.masks(eligibility, len(histories), log_prior)
         config, tools = self._config, self._tools
-        items, lengths = pad_histories(histories, items=config.num_items, limit=config.max_history, device=tools.device)
+        items, lengths = pad_histories(histories, items=self._items, limit=config.max_history, device=tools.device)
         hidden, prompt = tools.model.encode_with_prompt(items, lengths)
         check_finite(hidden)
         states = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).cpu().numpy()  # (B, L + 1, H)

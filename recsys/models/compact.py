@@ -15,6 +15,9 @@ from recsys.models.item_input import ItemFeatures, ItemInput
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from recsys.models.backbone import AnyBackbone, Engine, MakeEngine
     from recsys.models.config import RecommenderConfig
 
@@ -87,8 +90,10 @@ class Trunk(nn.Module):
         return super().train(mode)
 
     def mapped(self, items: Tensor, lengths: Tensor) -> Tensor | None:
-        """(B, K): `last` times the maps of `freeze`; None where no engine computes both at once."""
-        return None if self._reader is None else self._reader.read(items, lengths)
+        """(B, K): `last` times the maps of `freeze`; None where no engine computes both at once, or an item is new."""
+        if self._reader is None or self.input.holds_added(items):
+            return None
+        return self._reader.read(items, lengths)
 
     def last(self, items: Tensor, lengths: Tensor) -> Tensor:
         """The hidden state behind the whole history: items (B, n), lengths (B,) -> (B, H)."""
@@ -142,6 +147,10 @@ class CompactRecommender(nn.Module):
             self._places = None
         return super().train(mode)
 
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> None:
+        """See `recsys.models.item_input.ItemInput.add_items`."""
+        self.trunk.input.add_items(codes, text)
+
     def positions(self, counts: Sequence[int], *, placeholders: bool) -> int:  # noqa: ARG002 - as in the token shape
         """Sequence positions of a batch of histories of `counts` items: one each, and the start."""
         return sum(counts) + len(counts)
@@ -178,6 +187,10 @@ class FlatRecommender(nn.Module):
             ConfigError: the engine cannot run this backbone.
         """
         self.trunk.freeze(make_engine, self.output.weight.detach().T)
+
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> None:
+        """See `recsys.models.item_input.ItemInput.add_items`."""
+        self.trunk.input.add_items(codes, text)
 
     def item_vectors(self) -> Tensor:
         """(I, H): a free vector plus what the input knows of the item's content."""

@@ -69,6 +69,8 @@ class ItemInput(nn.Module):
 
         self._frozen: Tensor | None = None
         self._frozen_with_codes = False
+        self._added_codes: Tensor | None = None  # (A, L) of the items that were added since the weights were trained
+        self._added_rest: Tensor | None = None  # (A, H)
 
     @torch.inference_mode()
     def freeze(self, *, with_codes: bool, start: Tensor | None = None, limit: int = FROZEN_BYTES) -> Tensor | None:
@@ -95,10 +97,44 @@ class ItemInput(nn.Module):
         self._frozen_with_codes = with_codes
         return table
 
+    @torch.inference_mode()
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> None:
+        """Let histories hold items I, I + 1, .., which enter with the 'unknown' ID; `train()` forgets them.
+
+        Args:
+            codes: (n, L) semantic IDs.
+            text: (n, D) text vectors; not read where the model was trained without.
+        """
+        more = torch.from_numpy(codes.astype(np.int64)).to(self.codes.device)
+        rest = self.unknown.detach().expand(len(more), -1)
+        if self.text_projection is not None:
+            vectors = torch.from_numpy(text.astype(np.float32)).to(self.unknown.device)
+            rest = rest + self.text_projection(vectors)
+        if self._added_codes is None or self._added_rest is None:
+            self._added_codes, self._added_rest = more, rest
+        else:
+            self._added_codes = torch.cat([self._added_codes, more])
+            self._added_rest = torch.cat([self._added_rest, rest])
+
+    def holds_added(self, items: Tensor) -> bool:
+        """Whether any of these items was added since the weights were trained."""
+        return self._added_codes is not None and bool((items >= len(self.codes)).any())
+
+    def codes_of(self, items: Tensor) -> Tensor:
+        """Items (...) -> (..., L)."""
+        if self._added_codes is None or not self.holds_added(items):
+            return self.codes[items]
+        return self._either(items, self.codes[items.clamp(max=len(self.codes) - 1)], self._added_codes)
+
+    def _either(self, items: Tensor, trained: Tensor, added: Tensor) -> Tensor:
+        """(..., n): what was computed for items that the model was trained with, else a row of (A, n)."""
+        newer = items - len(self.codes)
+        return torch.where((newer >= 0)[..., None], added[newer.clamp(min=0)], trained)
+
     def train(self, mode: bool = True) -> Self:
         """As torch's; weights that train again no longer fit a frozen table."""
         if mode:
-            self._frozen = None
+            self._frozen = self._added_codes = self._added_rest = None
         return super().train(mode)
 
     def embed_code(self, level: int, codes: Tensor) -> Tensor:
@@ -108,6 +144,8 @@ class ItemInput(nn.Module):
 
     def embed_rest(self, items: Tensor) -> Tensor:
         """All but the codes: items (...) -> (..., H); ID and collaboration fall away together."""
+        if self._added_rest is not None and self.holds_added(items):
+            return self._either(items, self.embed_rest(items.clamp(max=len(self.codes) - 1)), self._added_rest)
         if self._frozen is not None and not self._frozen_with_codes:
             return F.embedding(items, self._frozen)
         identity = torch.zeros((*items.shape, self.unknown.shape[0]), device=items.device)
@@ -125,6 +163,11 @@ class ItemInput(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Items (...) int64 -> (..., H), everything summed."""
+        if self._added_rest is not None and self._added_codes is not None and self.holds_added(items):
+            whole = self._added_rest  # (A, H)
+            for level in range(self._added_codes.shape[-1]):
+                whole = whole + self.embed_code(level, self._added_codes[:, level])
+            return self._either(items, self.forward(items.clamp(max=len(self.codes) - 1)), whole)
         if self._frozen is not None and self._frozen_with_codes:
             return F.embedding(items, self._frozen)
         total = self.embed_rest(items)

@@ -19,6 +19,9 @@ from recsys.models.item_input import ItemFeatures, ItemInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from recsys.models.backbone import KVCache, MakeEngine
     from recsys.models.compact import MakeBackbone
     from recsys.models.config import RecommenderConfig
@@ -96,6 +99,10 @@ class TokenRecommender(nn.Module):
         self.input.freeze(with_codes=False)
         self.backbone.freeze(make_engine)
 
+    def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> None:
+        """See `recsys.models.item_input.ItemInput.add_items`."""
+        self.input.add_items(codes, text)
+
     def embed_codes(self, level: int, codes: Tensor) -> Tensor:
         """Tokens of a level (from 0) before the item is complete: codes (...) -> (..., H)."""
         return self.input.embed_code(level, codes)
@@ -107,7 +114,7 @@ class TokenRecommender(nn.Module):
 
     def embed_items(self, items: Tensor) -> Tensor:
         """Items (B, n) -> tokens (B, n * L, H); ID, text and collaboration enter with the last code."""
-        codes = self.input.codes[items]  # (B, n, L)
+        codes = self.input.codes_of(items)  # (B, n, L)
         tokens = [self.embed_codes(level, codes[..., level]) for level in range(self.config.levels)]
         tokens[-1] = tokens[-1] + self.input.embed_rest(items)
         return torch.stack(tokens, dim=2).flatten(1, 2)

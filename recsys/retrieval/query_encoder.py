@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -100,7 +101,7 @@ class EncoderSpec:
 
 
 class QueryEncoder:
-    """One text in, one vector out.
+    """One text in, one vector out; safe to share between threads.
 
     Args:
         encoder: made the items' vectors.
@@ -108,6 +109,7 @@ class QueryEncoder:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
+        self._lock = Lock()  # the tokenizer of a language model may not be asked twice at once
         self.dimension = encoder.dimension
 
     def encode(self, text: str) -> Vectors:
@@ -118,7 +120,8 @@ class QueryEncoder:
         """
         # JSON can carry lone surrogates, which no tokenizer takes
         words = text.encode("utf-8", "replace").decode().strip()
-        vector = self._encoder.encode([words])[0] if words else np.zeros(self.dimension, dtype=np.float32)
+        with self._lock:
+            vector = self._encoder.encode([words])[0] if words else np.zeros(self.dimension, dtype=np.float32)
         if not vector.any():
             raise InputError(
                 "there is nothing in this text to search for",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 DESCRIPTION: Final = "tokenizer.json"
-_ASSIGNED: Final = "assigned"
+ASSIGNED: Final = "assigned"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,11 +64,11 @@ class Artefact:
         write_json_atomically(folder / DESCRIPTION, self.description)
         for name, values in (self.tokenizer.state() | self.source.state()).items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
-        (folder / _ASSIGNED).mkdir()
+        (folder / ASSIGNED).mkdir()
         offsets = pa.array(np.arange(len(self.codes) + 1, dtype=np.int32) * self.codes.shape[1])
         lists = pa.ListArray.from_arrays(offsets, pa.array(self.codes.ravel(), type=pa.int32()))
         table = pa.table({"item_id": pa.array(self.item_ids, pa.string()), "codes": lists})
-        pq.write_table(table, folder / _ASSIGNED / "part-0.parquet")
+        pq.write_table(table, folder / ASSIGNED / "part-0.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> Artefact:
@@ -78,7 +78,7 @@ class Artefact:
             DataError: there is no tokenizer, or only the semantic IDs of one that was imported.
         """
         description = read_description(folder)
-        if description is None or "settings" not in description or not (folder / _ASSIGNED).is_dir():
+        if description is None or "settings" not in description or not (folder / ASSIGNED).is_dir():
             raise DataError(
                 "no tokenizer of our own is here",
                 field="semantic_ids",
@@ -89,7 +89,7 @@ class Artefact:
         state = {path.stem: np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
         tokenizer = tokenizer_from_state(settings.tokenizer, state)
         source = EmbeddingSource.from_state(settings, state, dimension=tokenizer.dimension)
-        assigned = read_parquet_directory(folder / _ASSIGNED).sort_by("item_id")
+        assigned = read_parquet_directory(folder / ASSIGNED).sort_by("item_id")
         lists = assigned["codes"].combine_chunks()
         codes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32).reshape(len(lists), -1)
         ids = np.asarray(assigned["item_id"].to_pylist(), dtype=object)
@@ -108,7 +108,7 @@ def artefact_checksum(folder: Path) -> str:
     Raises:
         DataError: there is none.
     """
-    files = [folder / DESCRIPTION, *sorted(folder.glob("*.npy")), *sorted((folder / _ASSIGNED).glob("*.parquet"))]
+    files = [folder / DESCRIPTION, *sorted(folder.glob("*.npy")), *sorted((folder / ASSIGNED).glob("*.parquet"))]
     if not files[0].is_file():
         raise DataError(
             "no tokenizer is here",

@@ -16,6 +16,8 @@ from serving.remote.wire import (
     Ask,
     BrokenWireError,
     Cancel,
+    Change,
+    Changed,
     Counted,
     Failed,
     Figures,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from serving.engine import EngineAnswer, EngineRequest, EngineVersions
+    from serving.item_changes import ItemChange, ItemChanged
     from serving.metrics import Metrics
 
 SILENCE: Final = 10  # ticks without a sign of life after which an engine counts as gone
@@ -109,6 +112,21 @@ class SocketEngine:
         message = await link.ask(number, frame(Ask.of(number, request, self._clock())), missed=self._metrics.lost.inc)
         if isinstance(message, Answered):
             return message.answer
+        raise _unexpected(message)
+
+    async def change(self, change: ItemChange) -> ItemChanged:
+        """See `serving.item_changes.Changes`.
+
+        Raises:
+            UnavailableError: the engine cannot be reached or went away before its answer, with or without the change.
+            InputError: a value is out of its range, or the change is too large to travel.
+            EngineFaultError: the engine failed.
+        """
+        link = self._reachable()
+        number = link.next_number()
+        message = await link.ask(number, frame(Change(number, change)))
+        if isinstance(message, Changed):
+            return message.changed
         raise _unexpected(message)
 
     async def figures(self) -> bytes:

@@ -58,6 +58,7 @@ async def _run(settings: Settings, path: Path) -> None:
         )
         stack.push_async_callback(asyncio.to_thread, engine.close)
         watcher = BundleWatcher(settings, engine, metrics)
+        stack.push_async_callback(asyncio.to_thread, watcher.close)
         await watcher.look()
         server = EngineServer(engine, watcher, clock=time.monotonic)
         stack.push_async_callback(server.close)

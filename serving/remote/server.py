@@ -16,6 +16,8 @@ from serving.remote.wire import (
     Ask,
     BrokenWireError,
     Cancel,
+    Change,
+    Changed,
     Counted,
     Failed,
     Speaker,
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from serving.engine import EngineAnswer, EngineKeeper, InProcessEngine
+    from serving.item_changes import ItemChanged
+
+    Work = asyncio.Future[EngineAnswer] | asyncio.Task[bytes] | asyncio.Task[ItemChanged]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -136,6 +141,14 @@ class EngineServer:
         """The engine's counters."""
         return await self._keeper.figures()
 
+    async def change(self, asked: Change) -> ItemChanged:
+        """Make a change of an item; every front-end is told of the catalogue that holds it."""
+        if self._ended:
+            raise UnavailableError("the engine is stopping")
+        changed = await self._keeper.change(asked.asked)
+        self.publish()
+        return changed
+
 
 class _Link(Speaker):
     """One front-end."""
@@ -143,7 +156,7 @@ class _Link(Speaker):
     def __init__(self, server: EngineServer) -> None:
         super().__init__()
         self._server = server
-        self._pending: dict[int, asyncio.Future[EngineAnswer] | asyncio.Task[bytes]] = {}
+        self._pending: dict[int, Work] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -200,11 +213,14 @@ class _Link(Speaker):
             return
         if message.number in self._pending:
             raise BrokenWireError(f"request {message.number} was asked twice")
-        work: asyncio.Future[EngineAnswer] | asyncio.Task[bytes]
+        work: Work
         try:
             if isinstance(message, Ask):
                 work = self._server.submit(message)
                 work.add_done_callback(partial(self._done, message.number, Answered))
+            elif isinstance(message, Change):
+                work = asyncio.create_task(self._server.change(message))
+                work.add_done_callback(partial(self._done, message.number, Changed))
             else:
                 work = asyncio.create_task(self._server.figures())
                 work.add_done_callback(partial(self._done, message.number, Counted))
@@ -214,7 +230,7 @@ class _Link(Speaker):
         self._pending[message.number] = work
         self._idle.clear()
 
-    def _done(self, number: int, kind: type[Answered | Counted], work: asyncio.Future[Any]) -> None:
+    def _done(self, number: int, kind: type[Answered | Counted | Changed], work: asyncio.Future[Any]) -> None:
         self._pending.pop(number, None)
         if not self._pending:
             self._idle.set()
@@ -228,7 +244,7 @@ class _Link(Speaker):
             _log.error("request_failed", exc_info=error)
         self.send(Failed.of(number, error))
 
-    def _answer(self, number: int, answer: Answered | Counted) -> None:
+    def _answer(self, number: int, answer: Answered | Counted | Changed) -> None:
         try:
             self.send(answer)
         except (InputError, TypeError) as error:  # too large, or of a type that cannot travel; a failure always fits

@@ -15,11 +15,12 @@ from recsys import errors
 from recsys.catalog import CatalogFilter
 from recsys.errors import InputError, WindfireError
 from serving.engine import EngineAnswer, EngineRequest, EngineVersions, Seek  # msgspec reads the annotations
+from serving.item_changes import ItemChange, ItemChanged  # likewise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VERSION: Final = 3
+VERSION: Final = 4
 MAX_FRAME: Final = 16 << 20  # bytes of a body; a request is bounded by the 1 MiB of HTTP, an answer by 500 titles
 TICK: Final = 1.0  # seconds between two signs of life of the engine
 _LENGTH: Final = 4
@@ -132,7 +133,7 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The error that answers an `Ask` or `Figures`; see `recsys.errors.WindfireError`.
+    """The error that answers an `Ask`, `Figures` or `Change`; see `recsys.errors.WindfireError`.
 
     Attributes:
         code: of the class; empty where it was no error of ours.
@@ -167,6 +168,20 @@ class Counted(msgspec.Struct, frozen=True, array_like=True, tag=6):
     text: bytes
 
 
+class Change(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A change of an item asked."""
+
+    number: int
+    asked: ItemChange
+
+
+class Changed(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """The answer to a `Change`."""
+
+    number: int
+    changed: ItemChanged
+
+
 class Status(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """How the engine is; sent behind the hello, at every change and every `TICK` as a sign of life.
 
@@ -181,8 +196,8 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=7):
     draining: bool
 
 
-FromFrontEnd = Ask | Cancel | Figures
-FromEngine = Answered | Failed | Counted | Status
+FromFrontEnd = Ask | Cancel | Figures | Change
+FromEngine = Answered | Failed | Counted | Changed | Status
 Message = Hello | FromFrontEnd | FromEngine
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -106,7 +106,7 @@ def log_lines() -> Iterator[list[MutableMapping[str, Any]]]:
 @pytest.fixture
 def server_settings(served_registry: Registry, tmp_path: Path) -> Settings:
     """Settings of a server with a state of its own and nothing from the environment."""
-    return Settings(registry=served_registry.root, state=tmp_path / "state", beam=10)
+    return Settings(registry=served_registry.root, state=tmp_path / "state", catalog_log=tmp_path / "log", beam=10)
 
 
 @pytest.fixture
@@ -157,11 +157,11 @@ def start_server(served_registry: Registry, tmp_path_factory: pytest.TempPathFac
     """Starts `windfire serve` and returns when it is ready; ends what still runs after the tests."""
     started: list[Server] = []
 
-    def start(**environment: str) -> Server:
+    def start(*, registry: Path | None = None, state: Path | None = None, **environment: str) -> Server:
         folder = tmp_path_factory.mktemp("server")
-        state, log, port = folder / "state", folder / "log", _free_port()
+        state, log, port = state or folder / "state", folder / "log", _free_port()
         command = [sys.executable, "-c", "from windfire.cli import main; main()", "serve"]
-        options = ["--registry", str(served_registry.root), "--state", str(state), "--port", str(port)]
+        options = ["--registry", str(registry or served_registry.root), "--state", str(state), "--port", str(port)]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=file
@@ -243,7 +243,8 @@ def shared_engine(start_engine: StartEngine) -> EngineProcess:
 @pytest.fixture(scope="session")
 def shared_url(served_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on a real socket in a thread of this process, for tests that need no state of their own."""
-    settings = Settings(registry=served_registry.root, state=tmp_path_factory.mktemp("shared") / "state")
+    folder = tmp_path_factory.mktemp("shared")
+    settings = Settings(registry=served_registry.root, state=folder / "state", catalog_log=folder / "log")
     config = uvicorn.Config(create_app(settings), port=0, http="httptools", log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -26,6 +26,7 @@ from serving.engine import (
     InProcessEngine,
     SlateItem,
 )
+from serving.item_changes import ItemChange, ItemChanged
 from serving.metrics import EngineMetrics, Metrics
 from serving.remote import EngineServer, SocketEngine
 from serving.remote.address import claimed
@@ -70,6 +71,9 @@ class Keeper:
 
     async def figures(self) -> bytes:
         return b""
+
+    async def change(self, change: ItemChange) -> ItemChanged:
+        raise UnavailableError("there is no catalogue", value=change.change.item_id)
 
 
 @asynccontextmanager

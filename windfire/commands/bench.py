@@ -313,3 +313,25 @@ def features(
     figures = {figure.name: figure for figure in report.figures}
     for build in TABLES.values():
         console.print(build(figures).rich())
+
+
+@app.command("cold")
+def cold(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/cold.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="Shared with `windfire bench quality`.")] = Path("build/quality"),
+) -> None:
+    """Take items away before anything is fitted, add them afterwards, and measure who finds them."""
+    from benchmarks.cold import CONFIG, ColdSettings, bench
+    from benchmarks.cold_tables import TABLES
+
+    console = _console()
+    settings = ColdSettings.load(config or CONFIG, quick=quick)
+    folder, say = (work / "quick" if quick else work), partial(console.print, markup=False)
+    report = bench(settings, folder, _command_line(), quick=quick, say=say)
+    if json is not None:
+        report.save(json)
+    figures = {figure.name: figure for figure in report.figures}
+    for build in TABLES.values():
+        console.print(build(figures).rich())

@@ -86,13 +86,13 @@ class Mirror:
         code = self.codes[item]
         return max((code[:depth] for depth in range(len(SIZES) + 1) if code[:depth] in self.prefixes), key=len)
 
-    def cold(self, item: int, penalty: float) -> float:
+    def cold(self, item: int, cold: ColdPrior) -> float:
         """The declared prior, level by level."""
         code, prefixes, total = self.codes[item], self.prefixes, 0.0
         for depth in range(len(self.known(item)), len(SIZES)):
             children = sum(len(prefix) == depth + 1 and prefix[:-1] == code[:depth] for prefix in prefixes)
-            total -= math.log(1 + children) + penalty
-        return total
+            total -= math.log(1 + children) + cold.penalty
+        return min(total + cold.lift, 0.0)
 
 
 class World:
@@ -182,11 +182,11 @@ def backbone_logits(model: Any, items: torch.Tensor, length: torch.Tensor, prefi
 
 
 def enumerated(
-    mirror: Mirror, scores: dict[Prefix, float], shown: list[int], penalty: float, k: int, beam: int
+    mirror: Mirror, scores: dict[Prefix, float], shown: list[int], cold: ColdPrior, k: int, beam: int
 ) -> list[tuple[int, float]]:
     """A beam over dictionaries, doubled until it holds enough: items and scores, best first."""
     known = {item: mirror.known(item) for item in shown}
-    values = {item: scores[known[item]] + mirror.cold(item, penalty) for item in shown}
+    values = {item: scores[known[item]] + mirror.cold(item, cold) for item in shown}
     widest = max(sum(len(prefix) == depth for prefix in mirror.prefixes) for depth in (1, 2, 3))
     width = min(beam, widest)
     while True:
@@ -214,7 +214,7 @@ cases = st.fixed_dictionaries(
         "seed": st.integers(0, 1000),
         "names": st.sets(st.sampled_from(NAMES)),
         "excluded": lists,
-        "penalty": st.sampled_from([0.0, 1.5]),
+        "cold": st.builds(ColdPrior, st.sampled_from([0.0, 1.5]), st.sampled_from([0.0, 1.0, 20.0])),
         "k": st.integers(1, 40),
         "beam": st.sampled_from([1, 2, 5, 50]),
     }
@@ -225,7 +225,7 @@ def check(
     shape: str, makers: list[Callable[[Any, SidTrie], Decoder]], case: dict[str, Any], changes: list[Any]
 ) -> None:
     """After every change, each decoder's answer is the enumeration's, and theirs are alike to the last bit."""
-    model, world = built(shape, case["seed"]), World(case["seed"], ColdPrior(case["penalty"]))
+    model, world = built(shape, case["seed"]), World(case["seed"], case["cold"])
     scores = prefix_scores(model, shape, world.mirror.prefixes)
     offered = [make(model, world.trie) for make in makers]
     for step in [*changes, ("merge", [], []), ("merge", [], [])]:
@@ -233,7 +233,7 @@ def check(
         hidden = [n % len(world.mirror.codes) for n in case["excluded"]]
         eligibility = world.segments.eligibility(case["names"], [np.array(hidden, dtype=np.int64)])
         shown = world.shown(sorted(case["names"]), hidden)
-        wanted = enumerated(world.mirror, scores, shown, case["penalty"], case["k"], case["beam"])
+        wanted = enumerated(world.mirror, scores, shown, case["cold"], case["k"], case["beam"])
         found = [
             decoder.decode([HISTORY], k=case["k"], beam=case["beam"], eligibility=eligibility).ranked[0]
             for decoder in offered
@@ -339,9 +339,14 @@ def test_a_log_prior_lifts_and_sinks_an_added_item(name: str, seed: int, width: 
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 1000), penalty=st.floats(0, 20), code=st.integers(0, math.prod(SIZES) - 1))
-def test_the_cold_prior_is_bounded(seed: int, penalty: float, code: int) -> None:
-    world = World(seed, ColdPrior(penalty))
+@given(
+    seed=st.integers(0, 1000),
+    penalty=st.floats(0, 20),
+    lift=st.floats(0, 20),
+    code=st.integers(0, math.prod(SIZES) - 1),
+)
+def test_the_cold_prior_is_bounded(seed: int, penalty: float, lift: float, code: int) -> None:
+    world = World(seed, ColdPrior(penalty, lift))
     decoder = DECODERS["csr"][1](built("compact", seed), world.trie)
     world.add("add", [code], [])
     found = everything(decoder, world)
@@ -350,7 +355,9 @@ def test_the_cold_prior_is_bounded(seed: int, penalty: float, code: int) -> None
     lost = scores[known] - float(found.scores[found.items == ITEMS][0])
     missing = len(SIZES) - len(known)
     most = math.log(1 + [*SIZES, 0][len(known)])
-    assert min(missing, 1) * math.log(2) + missing * penalty - 1e-9 <= lost <= most + missing * penalty + 1e-9
+    least = min(missing, 1) * math.log(2)
+    declared = [max(bound + missing * penalty - lift, 0.0) for bound in (least, most)]
+    assert declared[0] - 1e-9 <= lost <= declared[1] + 1e-9
 
 
 def test_what_changes_while_decoders_read_is_never_shown_wrongly() -> None:
@@ -435,6 +442,8 @@ def test_an_arbitrary_set_speaks_of_added_items_or_leaves_them_out() -> None:
 def test_a_penalty_outside_its_range_is_refused(penalty: float) -> None:
     with pytest.raises(ConfigError, match="penalty"):
         ColdPrior(penalty)
+    with pytest.raises(ConfigError, match="lift"):
+        ColdPrior(lift=penalty)
 
 
 @pytest.mark.parametrize("codes", [np.zeros((2, 2)), np.array([[0, 3, 0]]), np.array([[0, 0, -1]])])

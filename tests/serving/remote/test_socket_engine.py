@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from recsys.catalog.changes import Delete, Upsert
 from recsys.errors import InputError, UnavailableError
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, InProcessEngine, SlateItem
+from serving.item_changes import ItemChange, ItemChanged
 from serving.metrics import EngineMetrics, Metrics
 from serving.remote import EngineServer, SocketEngine
 from serving.remote.address import claimed
@@ -59,6 +61,11 @@ class Keeper:
 
     async def figures(self) -> bytes:
         return b"windfire_engine_queue 0.0\n"
+
+    async def change(self, change: ItemChange) -> ItemChanged:
+        if change.only_new:
+            raise InputError("not new", field="item_id", value=change.change.item_id)
+        return ItemChanged(outcome="created", catalog_version=change.change.item_id)
 
 
 class Engine:
@@ -240,6 +247,29 @@ def test_the_counters_of_the_engine_can_be_asked(path: Path) -> None:
             async with Engine(path).running():
                 await until(lambda: client.trouble is None)
                 assert await client.figures() == b"windfire_engine_queue 0.0\n"
+
+    asyncio.run(run())
+
+
+def test_a_change_of_an_item_travels_and_so_does_its_refusal(path: Path) -> None:
+    async def scenario(_: Engine, client: SocketEngine) -> None:
+        change = Upsert(item_id="a", time=0, title="Å", category_path=("x", "y"), attributes={"k": "v"})
+        changed = await client.change(ItemChange(change=change))
+        assert changed == ItemChanged(outcome="created", catalog_version="a")
+        assert (await client.change(ItemChange(change=Delete(item_id="b", time=0)))).catalog_version == "b"
+        with pytest.raises(InputError, match="not new"):
+            await client.change(ItemChange(change=change, only_new=True))
+        with pytest.raises(InputError, match="cannot travel"):
+            await client.change(ItemChange(change=Delete(item_id="\ud800", time=0)))
+
+    with_engine(path, scenario)
+
+
+def test_a_change_that_the_engine_lost_is_an_error(path: Path) -> None:
+    async def run() -> None:
+        async with front_end(path) as client:
+            with pytest.raises(UnavailableError):
+                await client.change(ItemChange(change=Delete(item_id="b", time=0)))
 
     asyncio.run(run())
 

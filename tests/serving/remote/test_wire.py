@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.catalog import CatalogFilter
+from recsys.catalog.changes import Delete, Encoded, Upsert
 from recsys.errors import (
     ConfigError,
     CorruptionError,
@@ -20,6 +21,7 @@ from recsys.errors import (
     WindfireError,
 )
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, Seek, SlateItem
+from serving.item_changes import ItemChange, ItemChanged
 from serving.remote.wire import (
     MAX_FRAME,
     VERSION,
@@ -27,6 +29,8 @@ from serving.remote.wire import (
     Ask,
     BrokenWireError,
     Cancel,
+    Change,
+    Changed,
     Counted,
     Cutter,
     EngineFaultError,
@@ -83,14 +87,37 @@ answers = st.builds(
     st.none() | st.sampled_from(["unknown_item", "no_index", "no_encoder"]),
 )
 values = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | text
+micros_or_none = st.none() | st.integers(0, 10**17)
+upserts = st.builds(
+    Upsert,
+    item_id=text,
+    time=numbers,
+    title=st.none() | text,
+    category_path=st.lists(text, max_size=3).map(tuple),
+    price_micros=micros,
+    attributes=st.dictionaries(text, text, max_size=3),
+    available_until=micros_or_none,
+    stock=micros_or_none,
+    encoded=st.none() | st.builds(Encoded, tokenizer=text, codes=st.just((1, 2)), text=st.binary(max_size=8)),
+)
+item_changes = st.builds(
+    ItemChange, change=upserts | st.builds(Delete, item_id=text, time=numbers), only_new=st.booleans()
+)
+items_changed = st.builds(
+    ItemChanged, outcome=st.sampled_from(["created", "missing"]), catalog_version=text, reason=text
+)
 from_engine = (
     st.builds(Answered, numbers, answers)
     | st.builds(Failed, numbers, text, text, text, st.none() | text, values)
     | st.builds(Counted, numbers, st.binary(max_size=50))
+    | st.builds(Changed, numbers, items_changed)
     | st.builds(Status, st.none() | versions, st.none() | text, st.booleans())
 )
 from_front_end = (
-    st.builds(Ask.of, numbers, requests, st.just(0.0)) | st.builds(Cancel, numbers) | st.builds(Figures, numbers)
+    st.builds(Ask.of, numbers, requests, st.just(0.0))
+    | st.builds(Cancel, numbers)
+    | st.builds(Figures, numbers)
+    | st.builds(Change, numbers, item_changes)
 )
 
 
@@ -100,12 +127,12 @@ def body_of(message: Message) -> bytes:
 
 
 @given(message=from_engine)
-def test_what_an_engine_says_arrives(message: Answered | Failed | Counted | Status) -> None:
+def test_what_an_engine_says_arrives(message: Answered | Failed | Counted | Changed | Status) -> None:
     assert engine_messages.decode(body_of(message)) == message
 
 
 @given(message=from_front_end)
-def test_what_a_front_end_says_arrives(message: Ask | Cancel | Figures) -> None:
+def test_what_a_front_end_says_arrives(message: Ask | Cancel | Figures | Change) -> None:
     assert front_end_messages.decode(body_of(message)) == message
 
 

@@ -1,0 +1,90 @@
+"""Semantic IDs for items that come one by one, without a pass over all that were ever given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recsys.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from recsys.semantic_ids.artefact import Artefact
+
+
+class Placement:
+    """What `recsys.semantic_ids.collisions.place_new` does, for one item after the other.
+
+    Args:
+        artefact: of the tokenizer version.
+    """
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.version = artefact.version
+        self.sizes = artefact.sizes
+        self._policy = artefact.settings.collisions
+        self._tokenizer, self._source = artefact.tokenizer, artefact.source
+        places = np.concatenate([np.cumprod(self.sizes[-2:0:-1], dtype=np.int64)[::-1], [1]])
+        self._radix = places[: len(self.sizes) - 1]  # of all codes but the last
+        keys = artefact.codes[:, :-1].astype(np.int64) @ self._radix
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._last = keys[order], artefact.codes[order, -1]
+        self._ids, self._codes = artefact.item_ids, artefact.codes
+        self._later: dict[int, list[int]] = {}  # last codes by prefix, of what was taken since
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def given(self, item_id: str) -> tuple[int, ...] | None:
+        """The semantic ID that an item ever got in this version; None where it got none."""
+        place = int(np.searchsorted(self._ids, item_id))
+        if place < len(self._ids) and self._ids[place] == item_id:
+            return tuple(self._codes[place].tolist())
+        return self._known.get(item_id)
+
+    def place(self, text: npt.NDArray[np.float32]) -> tuple[int, ...]:
+        """The semantic ID that an item with this text vector (D_t,) would get now."""
+        codes, residuals = self._tokenizer.encode(self._source.embed(text[None]))
+        greedy = [int(code) for code in codes[0]]
+        if self._policy == "buckets":
+            return tuple(greedy)
+        if self._policy == "extra_digit":
+            counts = np.bincount(self._taken(greedy), minlength=self.sizes[-1])
+            return (*greedy, int(counts.argmin()))
+        distance = ((residuals[0] - self._tokenizer.centroids[-1]) ** 2).sum(axis=1)
+        nearest = np.argsort(distance, kind="stable")
+        free = nearest[~np.isin(nearest, self._taken(greedy[:-1]))]
+        return (*greedy[:-1], int(free[0] if len(free) else nearest[0]))
+
+    def take(self, item_id: str, codes: Sequence[int]) -> None:
+        """Give a semantic ID away for as long as the tokenizer version lives; an item takes one only.
+
+        Raises:
+            InputError: the codes are none of this tokenizer.
+        """
+        if self.given(item_id) is not None:
+            return
+        taken = tuple(int(code) for code in codes)
+        if len(taken) != len(self.sizes) or any(
+            not 0 <= code < size for code, size in zip(taken, self.sizes, strict=True)
+        ):
+            raise InputError(
+                f"a semantic ID has one code of each codebook {self.sizes}",
+                field="codes",
+                value=taken,
+                remedy="encode the item with the tokenizer of the bundle",
+            )
+        self._known[item_id] = taken
+        self._later.setdefault(self._key(taken[:-1]), []).append(taken[-1])
+
+    def _taken(self, prefix: Sequence[int]) -> npt.NDArray[np.int64]:
+        """(m,) last codes below a prefix, each as often as it was given."""
+        key = self._key(prefix)
+        first, stop = np.searchsorted(self._keys, [key, key + 1])
+        later = np.array(self._later.get(key, []), dtype=np.int64)
+        return np.concatenate([self._last[first:stop].astype(np.int64), later])
+
+    def _key(self, prefix: Sequence[int]) -> int:
+        return int(np.asarray(prefix, dtype=np.int64) @ self._radix)

@@ -1,0 +1,295 @@
+"""A bundle's items as they are now: its snapshot, and behind it the catalogue log up to a sequence number.
+
+Everything that answers or filters reads from here: attributes, prefixes that live, what a history may hold, the text
+index. A batch is answered under `guard`, which a writer takes only to look and to apply, never while the disk works.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import structlog
+
+from recsys.bundle.item_encoder import load_item_encoder
+from recsys.catalog.changes import Upsert
+from recsys.catalog.live_rows import ItemRow, LiveRows
+from recsys.decoding.added import ColdPrior
+from recsys.decoding.decoder import ExtendsItems, extend
+from recsys.decoding.eligibility import Eligibility
+from recsys.decoding.live_catalogue import LiveCatalogue
+from recsys.decoding.segments import Segments
+from recsys.errors import WindfireError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    import numpy.typing as npt
+
+    from recsys.bundle.bundle import Bundle
+    from recsys.bundle.item_encoder import ItemEncoder
+    from recsys.catalog import CatalogFilter
+    from recsys.catalog.changes import Change
+    from recsys.catalog.log import CatalogLog
+    from recsys.decoding.decoder import Decoder
+    from recsys.retrieval.folder import Retrieval
+
+    Bools = npt.NDArray[np.bool_]
+    Items = npt.NDArray[np.int32]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class Shared(NamedTuple):
+    """What a group of requests may be shown.
+
+    Attributes:
+        items: (I + A,) read-only bool; None = every item.
+        whole: `items` hides nothing but what is gone or out of stock.
+    """
+
+    items: Bools | None
+    whole: bool
+
+
+@dataclass(slots=True)
+class _Arrived:
+    """New items of one stretch of the log."""
+
+    codes: list[tuple[int, ...]]
+    text: list[npt.NDArray[np.float32]]
+
+
+class LiveItems:
+    """The items of one bundle as of a sequence number of the catalogue log.
+
+    Args:
+        bundle: opened.
+        decoder: of its model; is told of new items.
+        retrieval: its indexes; new items are put into the one of texts.
+        log: of the catalogue; None where the snapshot is all there is.
+        cold: the declared prior of new items.
+
+    Attributes:
+        guard: held by whoever reads or changes the items.
+        rows: of what changed.
+        sequence: all records before it are applied.
+        unplaced: new items of the log that this bundle cannot encode; they are not shown.
+        refused: why new items cannot be encoded; None = they can.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        decoder: Decoder,
+        retrieval: Retrieval | None = None,
+        log: CatalogLog | None = None,
+        cold: ColdPrior | None = None,
+    ) -> None:
+        self.guard = threading.RLock()
+        self.rows = LiveRows(bundle.catalog)
+        self.sequence = bundle.manifest.catalog_sequence
+        self.unplaced: set[str] = set()
+        self._bundle, self._decoder, self._retrieval, self._log = bundle, decoder, retrieval, log
+        self._catalogue = LiveCatalogue(bundle.trie, cold=cold)
+        self._segments: Segments | None = None  # made with the first new item
+        self._takes_live = isinstance(decoder, ExtendsItems)  # else it takes a bitset of the snapshot's items
+        self._reads = self._takes_live
+        self._live: tuple[Bools, Eligibility] | None = None
+        self._rebuild: Future[None] | None = None
+        self._encoder: ItemEncoder | None = None
+        self._trouble = ""
+        self.refused: str | None = None
+        try:
+            self._encoder = load_item_encoder(bundle, retrieval)
+            if not self._encoder.reads_text:
+                self.refused = "no text encoder is loaded that made the text vectors of the bundle"
+        except WindfireError as error:
+            self.refused = str(error)
+
+    @property
+    def version(self) -> str:
+        """`<bundle>.<sequence>`."""
+        return self.version_at(self.sequence)
+
+    def version_at(self, sequence: int) -> str:
+        """The same at another sequence number."""
+        return f"{self._bundle.manifest.version}.{sequence}"
+
+    @property
+    def encoder(self) -> ItemEncoder | None:
+        """Of new items; None where none can come, see `refused`."""
+        return self._encoder
+
+    def follow(self) -> None:
+        """Apply what the log holds by now.
+
+        Raises:
+            DataError: the log is not the one that the bundle's snapshot was taken from.
+            CorruptionError: a record of the log is damaged.
+        """
+        if self._log is None:
+            return
+        end = self._log.end
+        if end == self.sequence:
+            return
+        with self.guard:
+            self.apply([change for _, change in self._log.read(self.sequence, end)])
+
+    def try_to_follow(self) -> None:
+        """As `follow`, but what is wrong with the log is logged, once."""
+        try:
+            self.follow()
+        except (WindfireError, OSError) as error:
+            if str(error) != self._trouble:
+                _log.error("catalogue_not_followed", error=str(error))
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Apply the next records of the log."""
+        with self.guard:
+            touched: dict[int, Change] = {}
+            vectors: dict[int, npt.NDArray[np.float32]] = {}
+            arrived = _Arrived([], [])
+            for change in changes:
+                item = self._applied(change, arrived, vectors)
+                if item is not None:
+                    touched[item] = change
+            self._arrive(arrived)
+            self._put(vectors)
+            items = np.array(sorted(touched), dtype=np.int64)
+            live = np.array([self._is_live(item) for item in items.tolist()], dtype=np.bool_)
+            self._catalogue.restore(items[live])
+            self._catalogue.remove(items[~live])
+            self._live = None
+            self.sequence += len(changes)
+
+    def known(self, item_id: str) -> tuple[bool, bool]:
+        """Whether an item has an index, and whether it is not deleted."""
+        item = int(self.rows.lookup([item_id])[0])
+        return item >= 0, item >= 0 and not self.deleted(item)
+
+    def row(self, item_id: str) -> ItemRow | None:
+        """The row of an item, changed or not; None where it was never given."""
+        item = int(self.rows.lookup([item_id])[0])
+        return None if item < 0 else self.rows.row(item) or self._snapshot(item)
+
+    def deleted(self, item: int) -> bool:
+        """Whether an item was taken out of the catalogue."""
+        row = self.rows.row(item)
+        return row is not None and row.deleted
+
+    def readable(self, items: Items) -> Items:
+        """The items of a history that the decoder can read."""
+        return items if self._reads else items[items < len(self._bundle.catalog)]
+
+    def newer(self, items: Items) -> bool:
+        """Whether an item came after the snapshot."""
+        return bool((items >= len(self._bundle.catalog)).any())
+
+    def shared(self, conditions: CatalogFilter, now: int) -> Shared:
+        """What matches a filter and may be shown at a time, UTC microseconds."""
+        mask = self.rows.mask(conditions, now)
+        if mask is None:
+            return Shared(self._bundle.catalog.eligible(conditions, now), whole=False)
+        return Shared(mask.items, mask.whole)
+
+    def eligibility(self, shared: Shared, excluded: Sequence[Items]) -> Eligibility:
+        """The same for a decoder, with a list of hidden items per request."""
+        count = len(self._bundle.catalog)
+        if not self.rows.added:
+            return Eligibility(shared.items, excluded)
+        if not self._takes_live:
+            known = None if shared.items is None else self._frozen_part(shared.items)
+            return Eligibility(known, [items[items < count] for items in excluded])
+        if self._segments is None:
+            self._segments = Segments(self._bundle.trie, catalogue=self._catalogue)
+        if shared.items is None or shared.whole:
+            return self._segments.eligibility((), excluded)
+        if self._live is None or self._live[0] is not shared.items:
+            self._live = shared.items, self._segments.arbitrary(shared.items)
+        return Eligibility(None, excluded, live=self._live[1].live)
+
+    def _frozen_part(self, items: Bools) -> Bools:
+        """(I,) of a mask; the same array as long as it is the same mask, so that its prefixes are counted once."""
+        count = len(self._bundle.catalog)
+        if self._live is None or self._live[0] is not items:
+            self._live = items, Eligibility(items[:count].copy())
+        part = self._live[1].shared
+        return items[:count] if part is None else part
+
+    def _applied(self, change: Change, arrived: _Arrived, vectors: dict[int, npt.NDArray[np.float32]]) -> int | None:
+        """Take one record into the rows; the index of its item, None where there is none."""
+        item = int(self.rows.lookup([change.item_id])[0])
+        if item >= 0:
+            before = self.rows.row(item) or self._snapshot(item)
+            self.rows.put(item, before.after(change))
+            if isinstance(change, Upsert) and words(before) != words(self.rows.row(item)):
+                self._reword(item, change, vectors)
+            return item
+        if not isinstance(change, Upsert):
+            return None
+        made = self._made(change)
+        if made is None:
+            self.unplaced.add(change.item_id)
+            return None
+        self.unplaced.discard(change.item_id)
+        item = self.rows.add(ItemRow(change.item_id).after(change))
+        arrived.codes.append(made[0])
+        arrived.text.append(made[1])
+        vectors[item] = made[1]
+        return item
+
+    def _made(self, change: Upsert) -> tuple[tuple[int, ...], npt.NDArray[np.float32]] | None:
+        try:
+            return None if self._encoder is None else self._encoder.known(change)
+        except WindfireError as error:
+            _log.error("item_not_encoded", item_id=change.item_id, error=str(error))
+            return None
+
+    def _reword(self, item: int, change: Upsert, vectors: dict[int, npt.NDArray[np.float32]]) -> None:
+        """Other words: another vector in the text index; the semantic ID stays."""
+        try:
+            vector = None if self._encoder is None else self._encoder.read(change)
+        except WindfireError:  # no words are left: the old vector stays
+            return
+        if vector is not None:
+            vectors[item] = vector
+
+    def _arrive(self, arrived: _Arrived) -> None:
+        if not arrived.codes:
+            return
+        codes, text = np.array(arrived.codes, dtype=np.int32), np.stack(arrived.text)
+        self._catalogue.add(codes)
+        self._reads = extend(self._decoder, codes, text)
+
+    def _put(self, vectors: dict[int, npt.NDArray[np.float32]]) -> None:
+        retrieval = self._retrieval
+        kept = {item: vector for item, vector in vectors.items() if vector.any()}
+        if retrieval is None or not kept or len(next(iter(kept.values()))) != retrieval.dimension("text"):
+            return
+        retrieval.put("text", np.array(list(kept), dtype=np.int64), np.stack(list(kept.values())))
+        index = retrieval.indexes["text"]
+        if index.crowded and (self._rebuild is None or self._rebuild.done()):
+            self._rebuild = index.rebuild_in_background()
+
+    def _is_live(self, item: int) -> bool:
+        row = self.rows.row(item)
+        return row is None or row.live
+
+    def _snapshot(self, item: int) -> ItemRow:
+        """The row that a snapshot's item has before its first change."""
+        names = ("item_id", "title", "brand", "price_micros", "text", "available_from", "available_until")
+        values = self._bundle.items.select([*names, "category_path"]).slice(item, 1).to_pylist()[0]
+        path = tuple(values.pop("category_path") or ())
+        return ItemRow(**values, category_path=path)
+
+
+def words(row: ItemRow | None) -> tuple[object, ...]:
+    """What an item's text vector is made of."""
+    return () if row is None else (row.title, row.category_path, row.brand, row.text)
