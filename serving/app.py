@@ -55,7 +55,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     )
     app.include_router(router)
     app.include_router(item_router)
-    install(app)
+    install(app, [*router.routes, *item_router.routes])
     app.add_middleware(BodyLimit)
     app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
     return app

@@ -10,14 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from recsys.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fastapi import FastAPI
     from starlette.requests import Request
+    from starlette.routing import BaseRoute
 
 RETRY_AFTER_SECONDS: Final = 1
 _MAX_TEXT: Final = 300
@@ -49,7 +51,7 @@ NOT_FOUND: Final = Problem(404, "not_found", False, "No such path.")
 UNKNOWN_ITEM: Final = Problem(404, "unknown_item", False, "The catalog does not have this item.")
 ITEM_EXISTS: Final = Problem(409, "item_exists", False, "The catalog has this item, and only a new one was wanted.")
 NO_ITEM_ENCODER: Final = Problem(
-    501, "no_item_encoder", False, "New items cannot be encoded with this bundle (docs/catalogue.md)."
+    409, "no_item_encoder", False, "New items cannot be encoded with this bundle (docs/catalogue.md)."
 )
 NOT_IN_BUNDLE: Final = Problem(
     501, "not_in_bundle", False, "The bundle has no index, or no text encoder, or the settings leave them out."
@@ -65,9 +67,10 @@ _BY_STATUS: Final = {problem.status: problem for problem in (MALFORMED, TOO_LARG
 
 def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: these errors and the ones that any route may answer."""
-    return {
-        problem.status: {"model": ErrorBody, "description": problem.description} for problem in (*problems, INTERNAL)
-    }
+    said: dict[int, list[str]] = {}
+    for problem in (*problems, INTERNAL):
+        said.setdefault(problem.status, []).append(problem.description)
+    return {status: {"model": ErrorBody, "description": " ".join(words)} for status, words in said.items()}
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -88,8 +91,13 @@ def envelope(
     return json_response(body, problem.status, extra)
 
 
-def install(app: FastAPI) -> None:
-    """Put every error that a route may raise into the envelope."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Put every error that a route may raise into the envelope.
+
+    Args:
+        app: whose.
+        routes: of the API.
+    """
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
@@ -106,12 +114,24 @@ def install(app: FastAPI) -> None:
         return Response(status_code=NO_ANSWER)  # nobody reads it; the metrics do
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         # The framework says 400 where a body cannot be read as JSON for another reason than its syntax.
         problem = _BY_STATUS.get(MALFORMED.status if error.status_code == 400 else error.status_code)
         if problem is None:
             problem = Problem(error.status_code, "http_error", False, "")
-        return envelope(problem, problem.description or str(error.detail), headers=error.headers)
+        headers = {"Allow": _methods([*app.routes, *routes], request)} if problem is METHOD else error.headers
+        return envelope(problem, problem.description or str(error.detail), headers=headers)
+
+
+def _methods(routes: Sequence[BaseRoute], request: Request) -> str:
+    """All methods of a path; the framework names those of its first route only."""
+    found = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(found))
 
 
 def _printable(text: str) -> str:

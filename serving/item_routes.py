@@ -24,7 +24,6 @@ from serving.errors import (
 from serving.item_changes import ItemChange, ItemChanged
 from serving.item_schemas import ItemAnswer, ItemBody
 from serving.middleware import REQUEST_ID
-from serving.schemas import Identifier
 from serving.services import Services, services_of
 
 if TYPE_CHECKING:
@@ -33,12 +32,20 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 30.0  # seconds; a language model and a slow disk may take some of them
 router = APIRouter()
 ServicesOf = Annotated[Services, Depends(services_of)]
-ItemId = Annotated[Identifier, Path(description="At most 256 bytes in UTF-8.", examples=["B0000530ED"])]
+# A catalog takes 256 bytes. JSON schema counts characters, of which one has up to four.
+ItemId = Annotated[
+    str,
+    Path(
+        pattern=r"^([ -~]{1,256}|[^\x00]{1,64})$",
+        description="1 to 256 printable ASCII characters, or up to 64 of any kind but NUL.",
+        examples=["B0000530ED"],
+    ),
+]
 OnlyNew = Annotated[
-    str | None,
+    str,
     Header(
         alias="If-None-Match",
-        pattern=r"^\*$",
+        pattern=r"^\*?$",
         description="With `*` an item that is there is left alone, and the answer is 409.",
     ),
 ]
@@ -50,12 +57,12 @@ _PUT_ERRORS = {
 
 @router.put("/v1/items/{item_id}", response_model=ItemAnswer, responses=_PUT_ERRORS, tags=["items"])
 async def put_item(
-    item_id: ItemId, body: ItemBody, request: Request, services: ServicesOf, only_new: OnlyNew = None
+    item_id: ItemId, body: ItemBody, request: Request, services: ServicesOf, only_new: OnlyNew = ""
 ) -> Response:
     """Add an item, or replace its attributes; it may be recommended by the next request."""
     fields = body.model_dump()
     fields["category_path"] = tuple(fields["category_path"])
-    change = ItemChange(change=Upsert(item_id=item_id, time=0, **fields), only_new=only_new is not None)
+    change = ItemChange(change=Upsert(item_id=item_id, time=0, **fields), only_new=bool(only_new))
     return await _changed(change, request, services)
 
 

@@ -108,7 +108,7 @@ class LiveItems:
             if not self._encoder.reads_text:
                 self.refused = "no text encoder is loaded that made the text vectors of the bundle"
         except WindfireError as error:
-            self.refused = str(error)
+            self.refused = f"{error.message}; {error.remedy}"  # who asks over HTTP need not know directories
 
     @property
     def version(self) -> str:

@@ -69,11 +69,9 @@ class Fusion:
     def scores(
         self, histories: Sequence[npt.NDArray[np.integer]], ranked: Sequence[Ranked]
     ) -> list[npt.NDArray[np.float64]]:
-        """Per answer (m,) float64: s of its items; see `Neighbours.scores`. Added items of a history are left out."""
+        """Per answer (m,) float64: s of its items; see `Neighbours.scores`."""
         items = [answer.items for answer in ranked]
-        read = [np.asarray(history) for history in histories]
-        known = [history[history < self.neighbours.count] for history in read]
-        return self.neighbours.scores(known, items, decay=self.decay, max_history=self.max_history)
+        return self.neighbours.scores(histories, items, decay=self.decay, max_history=self.max_history)
 
 
 class Reranker:
@@ -146,11 +144,14 @@ class FusedDecoder:
                 remedy="fit it on the data that the model was trained on",
             )
         self._inner, self._fusion = inner, fusion
+        self._known = trie.items  # items that a history may hold
         self._reranker = Reranker(trie, prior)
 
     def add_items(self, codes: npt.NDArray[np.integer], text: npt.NDArray[np.float32]) -> bool:
         """See `recsys.decoding.decoder.ExtendsItems`; the table of neighbours has no row for them."""
-        return extend(self._inner, codes, text)
+        added = extend(self._inner, codes, text)
+        self._known += len(codes) if added else 0
+        return added
 
     def decode(
         self,
@@ -173,9 +174,14 @@ class FusedDecoder:
         found = self._inner.decode(
             histories, k=wanted, beam=max(beam, wanted), eligibility=eligibility, log_prior=log_prior
         )
-        similarity = fusion.scores(histories, found.ranked)
+        similarity = fusion.scores([self._with_rows(history) for history in histories], found.ranked)
         ranked = [
             self._reranker.rank(answer, own, weight=fusion.weight, floor=fusion.floor, k=k)
             for answer, own in zip(found.ranked, similarity, strict=True)
         ]
         return DecodeResult(ranked, found.spent)
+
+    def _with_rows(self, history: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """A history without added items; what is no item at all stays, and is refused."""
+        items = np.asarray(history)
+        return items[(items < self._fusion.neighbours.count) | (items >= self._known)]

@@ -108,8 +108,7 @@ class ItemInput(nn.Module):
         more = torch.from_numpy(codes.astype(np.int64)).to(self.codes.device)
         rest = self.unknown.detach().expand(len(more), -1)
         if self.text_projection is not None:
-            vectors = torch.from_numpy(text.astype(np.float32)).to(self.unknown.device)
-            rest = rest + self.text_projection(vectors)
+            rest = rest + self.text_projection(torch.from_numpy(text.astype(np.float32)).to(self.unknown))
         if self._added_codes is None or self._added_rest is None:
             self._added_codes, self._added_rest = more, rest
         else:

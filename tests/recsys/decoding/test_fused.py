@@ -190,6 +190,21 @@ def test_a_history_that_only_the_table_reads_is_checked_too() -> None:
         decoder.decode([history], k=3, beam=5, eligibility=Eligibility())
 
 
+def test_added_items_of_a_history_have_no_row_in_the_table() -> None:
+    model, trie, _ = built(1)
+    dense = similarity(1)
+    inner = build_decoder(model, trie, name="nezha")
+    decoder = FusedDecoder(inner, fusion(dense, 2.0, ITEMS), trie)
+    assert decoder.add_items(np.array([[0, 0, 0]], dtype=np.int32), np.ones((1, 3), dtype=np.float32))
+    history = np.array([ITEMS, 3, ITEMS, 4, ITEMS])
+    question: dict[str, Any] = {"k": ITEMS, "beam": ITEMS, "eligibility": Eligibility()}
+    found = inner.decode([history], **question).ranked[0]
+    ranked = decoder.decode([history], **question).ranked[0]
+    s = s_of(dense, np.array([3, 4]))
+    expected = dict(zip(found.items.tolist(), found.scores + 2.0 * np.log(s[found.items] + FLOOR), strict=True))
+    assert dict(zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("field", "value"), [("k", 0), ("beam", 0)])
 def test_requests_are_checked_before_they_are_widened(field: str, value: int) -> None:
     model, trie, _ = built(1)
