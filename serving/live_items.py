@@ -7,8 +7,9 @@ index. A batch is answered under `guard`, which a writer takes only to look and 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import structlog
@@ -24,7 +25,7 @@ from recsys.decoding.segments import Segments
 from recsys.errors import WindfireError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     import numpy.typing as npt
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
     Items = npt.NDArray[np.int32]
 
+_MASKS: Final = 8  # whose live prefixes are kept
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -78,7 +80,6 @@ class LiveItems:
         rows: of what changed.
         sequence: all records before it are applied.
         unplaced: new items of the log that this bundle cannot encode; they are not shown.
-        refused: why new items cannot be encoded; None = they can.
     """
 
     def __init__(
@@ -98,17 +99,12 @@ class LiveItems:
         self._segments: Segments | None = None  # made with the first new item
         self._takes_live = isinstance(decoder, ExtendsItems)  # else it takes a bitset of the snapshot's items
         self._reads = self._takes_live
-        self._live: tuple[Bools, Eligibility] | None = None
+        self._live: OrderedDict[int, tuple[Bools, Eligibility]] = OrderedDict()  # by id of the mask
         self._rebuild: Future[None] | None = None
         self._encoder: ItemEncoder | None = None
         self._trouble = ""
-        self.refused: str | None = None
-        try:
-            self._encoder = load_item_encoder(bundle, retrieval)
-            if not self._encoder.reads_text:
-                self.refused = "no text encoder is loaded that made the text vectors of the bundle"
-        except WindfireError as error:
-            self.refused = f"{error.message}; {error.remedy}"  # who asks over HTTP need not know directories
+        self._refused: str | None = None
+        self._tried = False
 
     @property
     def version(self) -> str:
@@ -121,8 +117,22 @@ class LiveItems:
 
     @property
     def encoder(self) -> ItemEncoder | None:
-        """Of new items; None where none can come, see `refused`."""
-        return self._encoder
+        """Of new items; None where none can come, see `refused`. Read with the first of them."""
+        with self.guard:
+            if not self._tried:
+                self._tried = True
+                try:
+                    self._encoder = load_item_encoder(self._bundle, self._retrieval)
+                except WindfireError as error:
+                    self._refused = f"{error.message}; {error.remedy}"  # who asks over HTTP need not know directories
+            return self._encoder
+
+    @property
+    def refused(self) -> str | None:
+        """Why new items cannot be encoded; None = they can."""
+        if self.encoder is not None and not self.encoder.reads_text:
+            return "no text encoder is loaded that made the text vectors of the bundle"
+        return self._refused
 
     def follow(self) -> None:
         """Apply what the log holds by now.
@@ -154,6 +164,7 @@ class LiveItems:
         """Apply the next records of the log."""
         with self.guard:
             touched: dict[int, Change] = {}
+            unplaced = len(self.unplaced)
             vectors: dict[int, npt.NDArray[np.float32]] = {}
             arrived = _Arrived([], [])
             for change in changes:
@@ -166,8 +177,10 @@ class LiveItems:
             live = np.array([self._is_live(item) for item in items.tolist()], dtype=np.bool_)
             self._catalogue.restore(items[live])
             self._catalogue.remove(items[~live])
-            self._live = None
+            self._live.clear()
             self.sequence += len(changes)
+            if len(self.unplaced) > unplaced:
+                _log.warning("items_not_shown", count=len(self.unplaced), error=self.refused)
 
     def known(self, item_id: str) -> tuple[bool, bool]:
         """Whether an item has an index, and whether it is not deleted."""
@@ -211,17 +224,24 @@ class LiveItems:
             self._segments = Segments(self._bundle.trie, catalogue=self._catalogue)
         if shared.items is None or shared.whole:
             return self._segments.eligibility((), excluded)
-        if self._live is None or self._live[0] is not shared.items:
-            self._live = shared.items, self._segments.arbitrary(shared.items)
-        return Eligibility(None, excluded, live=self._live[1].live)
+        segments, mask = self._segments, shared.items
+        return Eligibility(None, excluded, live=self._kept(mask, lambda: segments.arbitrary(mask)).live)
 
     def _frozen_part(self, items: Bools) -> Bools:
         """(I,) of a mask; the same array as long as it is the same mask, so that its prefixes are counted once."""
         count = len(self._bundle.catalog)
-        if self._live is None or self._live[0] is not items:
-            self._live = items, Eligibility(items[:count].copy())
-        part = self._live[1].shared
+        part = self._kept(items, lambda: Eligibility(items[:count].copy())).shared
         return items[:count] if part is None else part
+
+    def _kept(self, mask: Bools, make: Callable[[], Eligibility]) -> Eligibility:
+        """What a decoder is given for a mask, made once for each of the last few masks."""
+        known = self._live.get(id(mask))
+        if known is None or known[0] is not mask:
+            known = self._live[id(mask)] = mask, make()
+        self._live.move_to_end(id(mask))
+        while len(self._live) > _MASKS:
+            self._live.popitem(last=False)
+        return known[1]
 
     def _applied(self, change: Change, arrived: _Arrived, vectors: dict[int, npt.NDArray[np.float32]]) -> int | None:
         """Take one record into the rows; the index of its item, None where there is none."""
@@ -247,7 +267,7 @@ class LiveItems:
 
     def _made(self, change: Upsert) -> tuple[tuple[int, ...], npt.NDArray[np.float32]] | None:
         try:
-            return None if self._encoder is None else self._encoder.known(change)
+            return None if self.encoder is None else self.encoder.known(change)
         except WindfireError as error:
             _log.error("item_not_encoded", item_id=change.item_id, error=str(error))
             return None
@@ -255,7 +275,7 @@ class LiveItems:
     def _reword(self, item: int, change: Upsert, vectors: dict[int, npt.NDArray[np.float32]]) -> None:
         """Other words: another vector in the text index; the semantic ID stays."""
         try:
-            vector = None if self._encoder is None else self._encoder.read(change)
+            vector = None if self.encoder is None else self.encoder.read(change)
         except WindfireError:  # no words are left: the old vector stays
             return
         if vector is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recsys.catalog.index import ItemIndex
 from recsys.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ class Placement:
 
     Args:
         artefact: of the tokenizer version.
+
+    Raises:
+        DataError: an item id that no catalogue takes.
     """
 
     def __init__(self, artefact: Artefact) -> None:
@@ -33,16 +37,14 @@ class Placement:
         keys = artefact.codes[:, :-1].astype(np.int64) @ self._radix
         order = np.argsort(keys, kind="stable")
         self._keys, self._last = keys[order], artefact.codes[order, -1]
-        self._ids, self._codes = artefact.item_ids, artefact.codes
+        self._ids, self._codes = ItemIndex.build(artefact.item_ids.tolist()), artefact.codes
         self._later: dict[int, list[int]] = {}  # last codes by prefix, of what was taken since
         self._known: dict[str, tuple[int, ...]] = {}
 
     def given(self, item_id: str) -> tuple[int, ...] | None:
         """The semantic ID that an item ever got in this version; None where it got none."""
-        place = int(np.searchsorted(self._ids, item_id))
-        if place < len(self._ids) and self._ids[place] == item_id:
-            return tuple(self._codes[place].tolist())
-        return self._known.get(item_id)
+        place = int(self._ids.lookup([item_id])[0])
+        return self._known.get(item_id) if place < 0 else tuple(self._codes[place].tolist())
 
     def place(self, text: npt.NDArray[np.float32]) -> tuple[int, ...]:
         """The semantic ID that an item with this text vector (D_t,) would get now."""

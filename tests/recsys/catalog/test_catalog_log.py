@@ -95,8 +95,9 @@ def test_what_is_written_is_read(change: Change) -> None:
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
+    values: dict[str, Any] = {"item_id": "a", "time": 0} | {field: value}
     with pytest.raises(InputError) as caught:
-        check_change(Upsert(**({"item_id": "a", "time": 0} | {field: value})))
+        check_change(Upsert(**values))
     assert caught.value.field == field
 
 

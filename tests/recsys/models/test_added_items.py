@@ -77,7 +77,7 @@ CASES = [
 def model_of(shape: str, engine: str) -> AnyRecommender:
     torch.manual_seed(3)
     model = build_model(config(ITEMS, shape=shape), features(ITEMS)).eval()
-    model.freeze(choose_engine(engine, model.config))  # type: ignore[arg-type]
+    model.freeze(choose_engine(engine, model.config))
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from recsys.catalog.log import CatalogLog
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.retrieval.folder import write_retrieval
 from recsys.retrieval.query_encoder import EncoderSpec
-from recsys.retrieval.settings import IndexSettings
+from recsys.retrieval.settings import IndexSettings, VectorsName
 from recsys.semantic_ids.artefact import Artefact, version_of
 from recsys.semantic_ids.collisions import settle
 from recsys.semantic_ids.settings import SemanticIdSettings
@@ -68,7 +69,7 @@ def _make_work(tiny_work: Path, work: Path, settings: SemanticIdSettings) -> Pat
     Artefact(description, settings, tokenizer, source, ids, codes).save(work / "semantic_ids")
     _replace(work, "semantic_ids", pa.table({"item_index": indices, "codes": codes.tolist()}))
     spec = EncoderSpec.of("hashing", max_tokens=64, bfloat16=False)
-    named = {"text": text, "collaborative": other}
+    named: dict[VectorsName, np.ndarray[Any, Any]] = {"text": text, "collaborative": other}
     (work / "retrieval").mkdir()
     write_retrieval(work / "retrieval", named, IndexSettings(), item_ids=ids.tolist(), encoder=spec)
     return work

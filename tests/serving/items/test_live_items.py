@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.bundle import Bundle, load_decoder
+from recsys.bundle import Bundle, load_decoder, load_indexes
 from recsys.catalog import CatalogFilter
 from recsys.catalog.changes import Delete, Expire, Stock, Upsert
 from recsys.catalog.log import CatalogLog
 from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineAnswer, EngineRequest, Seek
 from serving.item_changes import ItemChange, ItemChanged
-from serving.live_items import LiveItems
 from serving.stages import BundleRecommender
 
 NOW = 2_000_000_000_000_000
@@ -98,7 +97,8 @@ def test_filters_see_a_new_item(
     live: BundleRecommender, catalog_log: CatalogLog, rest: dict[str, Any], shown: bool
 ) -> None:
     put(live, catalog_log, "new-1")
-    request = EngineRequest(**({"history": ["item-11"], "n": 500, "time": NOW} | rest))
+    asked: dict[str, Any] = {"history": ["item-11"], "n": 500, "time": NOW} | rest
+    request = EngineRequest(**asked)
     assert ("new-1" in ids(live.recommend([request])[0])) == shown
 
 
@@ -271,13 +271,15 @@ def test_the_decoder_of_another_process_hides_what_is_gone(encodable_bundle: Bun
             self._inner = load_decoder(encodable_bundle)
             self.decode = self._inner.decode
 
-    worker = BundleRecommender(encodable_bundle, Plain(), beam=20, log=catalog_log)
-    changes = [Upsert(item_id="new-1", time=1, title="Crimson"), Delete(item_id="item-05", time=2)]
+    indexes = load_indexes(encodable_bundle)
+    worker = BundleRecommender(encodable_bundle, Plain(), beam=20, retrieval=indexes, log=catalog_log)
     with catalog_log.writing() as writer:
-        writer.append(changes)
-    worker.items._encoder = LiveItems(encodable_bundle, load_decoder(encodable_bundle)).encoder
-    assert "item-05" not in ids(ask(worker))
-    assert ask(worker, ("new-1",)).served_by != "nezha"
+        writer.append([Upsert(item_id="new-1", time=1, title="Crimson"), Delete(item_id="item-05", time=2)])
+    sources = {item.item_id: item.source for item in ask(worker).items}
+    assert "item-05" not in sources
+    assert (sources["item-20"], sources["new-1"]) == ("nezha", "popular_memory")
+    alone = ask(worker, ("new-1",), exclude_seen=False)
+    assert (alone.decoder, alone.counts.history_unknown, "new-1" in ids(alone)) == (None, 0, True)
 
 
 def test_masks_are_kept_between_changes(live: BundleRecommender, catalog_log: CatalogLog) -> None:
