@@ -29,7 +29,8 @@ def hits(lists: Lists, targets: npt.NDArray[np.integer], cut: int) -> npt.NDArra
         targets: (N,).
         cut: at most k.
     """
-    return (lists[:, :cut] == targets[:, None]).any(axis=1).astype(np.float64)
+    hit: npt.NDArray[np.float64] = (lists[:, :cut] == targets[:, None]).any(axis=1).astype(np.float64)
+    return hit
 
 
 def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
@@ -39,7 +40,10 @@ def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
     """
     head = lists[:, :cut]
     filled = (head >= 0).sum(axis=1)
-    return np.divide((head >= trained).sum(axis=1), filled, out=np.zeros(len(head)), where=filled > 0)
+    share: npt.NDArray[np.float64] = np.divide(
+        (head >= trained).sum(axis=1), filled, out=np.zeros(len(head)), where=filled > 0
+    )
+    return share
 
 
 def exposures(lists: Lists, trained: int, wanted: float) -> list[float]:
