@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -241,7 +242,7 @@ class Seed:
             value[f"{source}_decay"] = self._best(
                 f"{source}: Recall@50 by decay",
                 settings.decays,
-                lambda decay, source=source: self._near(source, part, decay),
+                partial(self._near, source, part),
             )
         decay = value["retrieval_decay"]
         value["discount"] = self._fairest(
