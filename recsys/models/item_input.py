@@ -108,7 +108,9 @@ class ItemInput(nn.Module):
         more = torch.from_numpy(codes.astype(np.int64)).to(self.codes.device)
         rest = self.unknown.detach().expand(len(more), -1)
         if self.text_projection is not None:
-            rest = rest + self.text_projection(torch.from_numpy(text.astype(np.float32)).to(self.unknown))
+            # one by one: the last bits of a product depend on its shape, and items come together or apart
+            vectors = torch.from_numpy(text.astype(np.float32)).to(self.unknown)
+            rest = rest + torch.cat([self.text_projection(vector) for vector in torch.split(vectors, 1)])
         if self._added_codes is None or self._added_rest is None:
             self._added_codes, self._added_rest = more, rest
         else:

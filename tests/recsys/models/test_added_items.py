@@ -46,6 +46,17 @@ def inputs() -> tuple[ItemInput, ItemInput]:
     return whole, part
 
 
+def test_items_that_come_together_are_those_that_come_apart() -> None:
+    every = features(ITEMS + NEW)
+    together, apart = inputs()[1], inputs()[1]
+    together.add_items(every.codes[ITEMS:], every.text[ITEMS:])
+    for item in range(ITEMS, ITEMS + NEW):
+        apart.add_items(every.codes[item : item + 1], every.text[item : item + 1])
+    items = torch.arange(ITEMS + NEW)[None]
+    with torch.inference_mode():
+        assert torch.equal(together(items), apart(items))
+
+
 @pytest.mark.parametrize("frozen", [None, True, False])
 def test_an_added_item_is_one_that_nobody_has_used(frozen: bool | None) -> None:
     whole, part = inputs()
