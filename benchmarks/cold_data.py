@@ -64,7 +64,7 @@ def hold_out(popularity: npt.NDArray[np.integer], share: float, rng: np.random.G
     if not 0 < share <= 1 / 2:
         raise ConfigError("must lie in (0, 0.5]", field="share", value=share, remedy="hold out 0.02")
     order = np.lexsort((np.arange(len(popularity)), -popularity))
-    count = round(len(order) * share)
+    count = min(round(len(order) * share), len(order) // 2)  # a stratum holds two items at least
     if count < 1:
         raise ConfigError(
             f"no item is held out of {len(order)}", field="share", value=share, remedy="choose a larger share"

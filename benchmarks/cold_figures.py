@@ -29,8 +29,7 @@ def hits(lists: Lists, targets: npt.NDArray[np.integer], cut: int) -> npt.NDArra
         targets: (N,).
         cut: at most k.
     """
-    hit: npt.NDArray[np.float64] = (lists[:, :cut] == targets[:, None]).any(axis=1).astype(np.float64)
-    return hit
+    return np.asarray((lists[:, :cut] == targets[:, None]).any(axis=1), dtype=np.float64)
 
 
 def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
@@ -40,10 +39,7 @@ def shown(lists: Lists, trained: int, cut: int) -> npt.NDArray[np.float64]:
     """
     head = lists[:, :cut]
     filled = (head >= 0).sum(axis=1)
-    share: npt.NDArray[np.float64] = np.divide(
-        (head >= trained).sum(axis=1), filled, out=np.zeros(len(head)), where=filled > 0
-    )
-    return share
+    return np.asarray((head >= trained).sum(axis=1) / np.maximum(filled, 1), dtype=np.float64)
 
 
 def exposures(lists: Lists, trained: int, wanted: float) -> list[float]:

@@ -98,13 +98,15 @@ class CatalogLog:
             raise DataError(error.message, field="catalog_sequence", value=start, remedy=error.remedy) from error
 
     def settle(self) -> None:
-        """Cut off what a killed writer has left unfinished, and make the rest known; does nothing without a log.
+        """Cut off what a killed writer has left unfinished, and make the rest known.
+
+        Does nothing where there is no log, or where this process may only read it.
 
         Raises:
             UnavailableError: another writer has the lock for too long.
             CorruptionError: the newest segment is damaged.
         """
-        if self.directory.is_dir():
+        if self.directory.is_dir() and os.access(self.directory, os.W_OK):
             with self.writing():
                 pass
 

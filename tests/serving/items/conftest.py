@@ -146,10 +146,5 @@ def catalog_log(tmp_path: Path) -> CatalogLog:
 @pytest.fixture
 def live(encodable_bundle: Bundle, catalog_log: CatalogLog) -> BundleRecommender:
     """A recommender of its own that follows `catalog_log`."""
-    return start_over(encodable_bundle, catalog_log)
-
-
-def start_over(bundle: Bundle, log: CatalogLog) -> BundleRecommender:
-    """What a worker has after its start."""
-    indexes = load_indexes(bundle)
-    return BundleRecommender(bundle, load_decoder(bundle), beam=20, retrieval=indexes, log=log)
+    decoder, indexes = load_decoder(encodable_bundle), load_indexes(encodable_bundle)
+    return BundleRecommender(encodable_bundle, decoder, beam=20, retrieval=indexes, log=catalog_log)

@@ -11,6 +11,7 @@ from recsys.bundle import Bundle, load_decoder, load_indexes
 from recsys.catalog import CatalogFilter
 from recsys.catalog.changes import Delete, Expire, Stock, Upsert
 from recsys.catalog.log import CatalogLog
+from recsys.decoding.added import ColdPrior
 from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineAnswer, EngineRequest, Seek
 from serving.item_changes import ItemChange, ItemChanged
@@ -56,9 +57,8 @@ def delete(recommender: BundleRecommender, log: CatalogLog, item_id: str) -> Ite
 @pytest.fixture
 def other(encodable_bundle: Bundle, catalog_log: CatalogLog) -> BundleRecommender:
     """A second worker on the same log."""
-    from tests.serving.items.conftest import start_over
-
-    return start_over(encodable_bundle, catalog_log)
+    decoder, indexes = load_decoder(encodable_bundle), load_indexes(encodable_bundle)
+    return BundleRecommender(encodable_bundle, decoder, beam=20, retrieval=indexes, log=catalog_log)
 
 
 def test_a_new_item_is_in_every_source_by_the_next_request(live: BundleRecommender, catalog_log: CatalogLog) -> None:
@@ -180,6 +180,24 @@ def test_time_alone_shows_and_hides(live: BundleRecommender, catalog_log: Catalo
         for later in (9, 10, 19, 20, 10, 0)
     ]
     assert shown == [False, True, True, False, True, False]
+
+
+def test_the_declared_prior_holds_new_items_back_and_no_others(
+    encodable_bundle: Bundle, catalog_log: CatalogLog, live: BundleRecommender
+) -> None:
+    strict = BundleRecommender(
+        encodable_bundle, load_decoder(encodable_bundle), beam=20, log=catalog_log, cold=ColdPrior(5.0)
+    )
+    put(live, catalog_log, "new-1")
+    codes = next(change for _, change in catalog_log.read(0, 1))
+    assert isinstance(codes, Upsert)
+    assert codes.encoded is not None
+    known = {tuple(code[:depth]) for code in encodable_bundle.codes.tolist() for depth in range(4)}
+    missing = sum(codes.encoded.codes[:depth] not in known for depth in range(1, 4))
+    assert missing >= 1
+    scores = [{item.item_id: item.score for item in ask(each).items} for each in (live, strict)]
+    assert scores[0].pop("new-1") - scores[1].pop("new-1") == pytest.approx(5.0 * missing, abs=1e-4)
+    assert scores[0] == scores[1]
 
 
 def test_what_comes_back_is_the_same_item(live: BundleRecommender, catalog_log: CatalogLog) -> None:
