@@ -28,11 +28,12 @@ class ItemEncoder:
 
     Args:
         placement: gives semantic IDs.
-        encoder: made the text vectors of the bundle's items.
+        encoder: made the text vectors of the bundle's items; None where it is not loaded.
+        dimension: D_t of those vectors.
     """
 
-    def __init__(self, placement: Placement, encoder: QueryEncoder | None) -> None:
-        self.placement, self._encoder = placement, encoder
+    def __init__(self, placement: Placement, encoder: QueryEncoder | None, dimension: int) -> None:
+        self.placement, self._encoder, self._dimension = placement, encoder, dimension
 
     @property
     def reads_text(self) -> bool:
@@ -60,9 +61,16 @@ class ItemEncoder:
         return Encoded(tokenizer=self.placement.version, codes=codes, text=vector.astype("<f4").tobytes())
 
     def read(self, item: Upsert) -> npt.NDArray[np.float32] | None:
-        """As `vector`, out of the log where it was computed under this tokenizer."""
-        if item.encoded is not None and item.encoded.tokenizer == self.placement.version:
-            return np.frombuffer(item.encoded.text, dtype="<f4").astype(np.float32)
+        """As `vector`, out of the log where it was computed under this tokenizer and can be such a vector."""
+        stored = item.encoded
+        if (
+            stored is not None
+            and stored.tokenizer == self.placement.version
+            and len(stored.text) == 4 * self._dimension
+        ):
+            vector = np.frombuffer(stored.text, dtype="<f4").astype(np.float32)
+            if np.isfinite(vector).all():
+                return vector
         return self.vector(item)
 
     def known(self, item: Upsert) -> tuple[tuple[int, ...], npt.NDArray[np.float32]] | None:
@@ -110,7 +118,7 @@ def load_item_encoder(bundle: Bundle, retrieval: Retrieval | None) -> ItemEncode
     encoder = None if retrieval is None else retrieval.encoder
     if encoder is not None and not _same_encoder(bundle, artefact.description.get("text") or {}):
         encoder = None
-    return ItemEncoder(Placement(artefact), encoder)
+    return ItemEncoder(Placement(artefact), encoder, bundle.text.shape[1])
 
 
 def _same_encoder(bundle: Bundle, job: dict[str, Any]) -> bool:

@@ -205,7 +205,7 @@ def test_a_record_that_is_none(tmp_path: Path) -> None:
 
 
 def _write(directory: Path, name: str, count: int) -> None:
-    log = CatalogLog(directory, segment_bytes=2_000)
+    log = CatalogLog(directory, segment_bytes=2_000, patience=60)
     for n in range(count):
         append(log, Delete(item_id=f"{name}-{n}", time=n))
 

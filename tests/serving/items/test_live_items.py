@@ -9,7 +9,7 @@ import pytest
 
 from recsys.bundle import Bundle, load_decoder, load_indexes
 from recsys.catalog import CatalogFilter
-from recsys.catalog.changes import Delete, Expire, Stock, Upsert
+from recsys.catalog.changes import Delete, Encoded, Expire, Stock, Upsert
 from recsys.catalog.log import CatalogLog
 from recsys.decoding.added import ColdPrior
 from serving.catalog_intake import CatalogIntake
@@ -272,6 +272,45 @@ def test_a_bundle_without_a_tokenizer_takes_changes_of_its_own_items_only(
         writer.append([Upsert(item_id="new-2", time=1, title="Crimson")])
     assert "new-2" not in ids(ask(worker))
     assert worker.items.unplaced == {"new-2"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "text", "shown"),
+    [
+        ((0, 0, 0), b"", True),
+        ((0, 0, 0), b"\x00\x00\xc0\x7f" * 256, True),  # not a number
+        ((), b"\x00\x00\x80\x3f" * 256, True),
+        ((0, 0, 24), b"\x00\x00\x80\x3f" * 256, False),
+        ((0, 0), b"\x00\x00\x80\x3f" * 256, False),
+    ],
+)
+def test_what_another_writer_has_encoded_badly_stops_nobody(
+    live: BundleRecommender, catalog_log: CatalogLog, codes: tuple[int, ...], text: bytes, shown: bool
+) -> None:
+    encoded = Encoded(
+        tokenizer=live.items.encoder.placement.version if live.items.encoder else "", codes=codes, text=text
+    )
+    with catalog_log.writing() as writer:
+        writer.append([Upsert(item_id="new-1", time=1, title="Crimson", encoded=encoded)])
+    put(live, catalog_log, "new-2")
+    found = ids(ask(live))
+    assert ("new-1" in found, "new-2" in found, live.items.unplaced) == (shown, True, set() if shown else {"new-1"})
+
+
+def test_a_worker_without_an_encoder_shows_what_others_have_encoded(
+    encodable_bundle: Bundle, catalog_log: CatalogLog, live: BundleRecommender
+) -> None:
+    indexes = load_indexes(encodable_bundle, encoder=False)
+    worker = BundleRecommender(
+        encodable_bundle, load_decoder(encodable_bundle), beam=20, retrieval=indexes, log=catalog_log
+    )
+    put(live, catalog_log, "new-1")
+    answers = [[(item.item_id, item.score) for item in ask(each, ("new-1",)).items] for each in (live, worker)]
+    assert answers[0] == answers[1]
+    refused = put(worker, catalog_log, "new-2")
+    assert (refused.outcome, "no text encoder" in refused.reason) == ("no_encoder", True)
+    assert put(worker, catalog_log, "new-1", title="Other words").outcome == "replaced"
+    assert "new-1" in ids(ask(live))
 
 
 def test_items_that_another_writer_did_not_encode_are_encoded_by_every_worker(
