@@ -1,4 +1,4 @@
-"""Tables of README.md and docs/*.md, made from docs/figures/*.json: `python -m benchmarks.tables`.
+"""Tables of README.md, docs/*.md and deploy/README.md, made from docs/figures/*.json: `python -m benchmarks.tables`.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; what is between the marks is replaced. Names:
 `quality-DATASET`, `quality-DATASET-lists`, `quality-DATASET-differences`, `quality-DATASET-ablations`, `decoding`,
@@ -134,6 +134,7 @@ _OTHERS: Final[dict[str, tuple[str, str, str]]] = {
     "retrieval": ("retrieval", "retrieval.json", "benchmarks.retrieval"),
     "smec": ("smec", "smec.json", "benchmarks.smec_tables"),
     "cold": ("cold", "cold.json", "benchmarks.cold_tables"),
+    "sizes": ("decoding --part crossover", "decoding_crossover.json", "benchmarks.sizing"),
     "semantic-ids": ("semantic-ids", "semantic_ids.json", "benchmarks.semantic_ids_tables"),
 }
 """How a mark begins: the command behind its figures, their file, and the module that knows which ends a mark may have
@@ -226,10 +227,10 @@ def rewritten(text: str, folder: Path = FIGURES) -> str:
 
 
 def pages(root: Path = ROOT) -> Iterator[Path]:
-    """README.md and docs/*.md."""
-    readme = root / "README.md"
-    if readme.exists():
-        yield readme
+    """README.md, deploy/README.md and docs/*.md."""
+    for readme in (root / "README.md", root / "deploy" / "README.md"):
+        if readme.exists():
+            yield readme
     yield from sorted((root / "docs").glob("*.md"))
 
 
