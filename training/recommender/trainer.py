@@ -342,7 +342,7 @@ class Trainer:
         progress = self.progress
         manifest = {
             "format": RUN_FORMAT,
-            "settings": self.settings.model_dump(),
+            "settings": self.settings.model_dump(mode="json"),
             "seed": self.seed,
             "tokenizer_version": self.data.tokenizer_version,
             "items": items_fingerprint(self.data),
