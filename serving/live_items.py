@@ -143,11 +143,10 @@ class LiveItems:
         """
         if self._log is None:
             return
-        end = self._log.end
-        if end == self.sequence:
+        if self._log.end == self.sequence:
             return
-        with self.guard:
-            self.apply([change for _, change in self._log.read(self.sequence, end)])
+        with self.guard:  # asked again: another thread may have gone beyond the first answer
+            self.apply([change for _, change in self._log.read(self.sequence, self._log.end)])
 
     def try_to_follow(self) -> None:
         """As `follow`, but what is wrong with the log is logged, once."""

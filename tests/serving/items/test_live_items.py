@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,11 @@ from recsys.decoding.added import ColdPrior
 from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineAnswer, EngineRequest, Seek
 from serving.item_changes import ItemChange, ItemChanged
+from serving.live_items import LiveItems
 from serving.stages import BundleRecommender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = 2_000_000_000_000_000
 ITEMS = {f"item-{n:02d}" for n in range(48)}
@@ -356,3 +360,34 @@ def test_masks_are_kept_between_changes(live: BundleRecommender, catalog_log: Ca
     later = live.items.shared(conditions, NOW).items
     assert later is not None
     assert np.flatnonzero(later).tolist() == [48, 49]
+
+
+class _Overtaken(CatalogLog):
+    """Between its first answer and what follows, somebody else follows the log to a later end."""
+
+    overtake: Callable[[], None] | None = None
+
+    @property
+    def end(self) -> int:
+        """See `CatalogLog.end`."""
+        seen = super().end
+        meanwhile, self.overtake = self.overtake, None
+        (meanwhile or (lambda: None))()
+        return seen
+
+
+def test_who_is_overtaken_by_another_thread_loses_nothing(encodable_bundle: Bundle, catalog_log: CatalogLog) -> None:
+    log = _Overtaken(catalog_log.directory)
+    items = LiveItems(encodable_bundle, load_decoder(encodable_bundle), log=log)
+    with catalog_log.writing() as writer:
+        writer.append([Expire(item_id="item-03", time=1, until=2)])
+
+    def overtake() -> None:
+        with catalog_log.writing() as writer:
+            writer.append([Delete(item_id="item-04", time=2)])
+        items.follow()
+
+    log.overtake = overtake
+    items.follow()
+    assert items.sequence == 2
+    assert items.deleted(4)
