@@ -112,16 +112,19 @@ def open_store(address: str, timeouts: Timeouts | None = None) -> FeatureStore:
     from redis.sentinel import Sentinel
 
     from feature_store.redis_commands import FAILURES
-    from feature_store.redis_store import RedisFeatureStore
+    from feature_store.redis_store import OpenedConnections, RedisFeatureStore
 
     where = RedisAddress.parse(address)
     options, watchers = _options(where, timeouts or Timeouts())
+    opened = OpenedConnections()
+    own = {"db": where.database, "redis_connect_func": opened, **_no_retry()}
     if where.kind == "redis":
         ((host, port),) = where.hosts
-        return RedisFeatureStore(redis.Redis(host=host, port=port, db=where.database, **options, **_no_retry()))
+        return RedisFeatureStore(redis.Redis(host=host, port=port, **options, **own), opened=opened)
     if where.kind == "redis+sentinel":
-        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watchers)  # type: ignore[no-untyped-call]
-        return RedisFeatureStore(sentinel.master_for(where.service, db=where.database, **options, **_no_retry()))
+        watching = watchers | _no_retry()
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watching)  # type: ignore[no-untyped-call]
+        return RedisFeatureStore(sentinel.master_for(where.service, **options, **own), opened=opened)
     nodes = [ClusterNode(host, port) for host, port in where.hosts]  # type: ignore[no-untyped-call]
     try:
         return RedisFeatureStore(RedisCluster(startup_nodes=nodes, **options, retry=_no_retry()["retry"]))
@@ -150,7 +153,8 @@ def open_async_store(address: str, timeouts: Timeouts | None = None) -> AsyncRed
             redis.Redis(host=host, port=port, db=where.database, **options, **_no_retry(coroutines=True))
         )
     if where.kind == "redis+sentinel":
-        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watchers)  # type: ignore[no-untyped-call]
+        watching = watchers | _no_retry(coroutines=True)
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watching)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(where.service, db=where.database, **options, **_no_retry(coroutines=True))
         return AsyncRedisFeatureStore(client)
     nodes = [ClusterNode(host, port) for host, port in where.hosts]
@@ -170,7 +174,7 @@ def _options(where: RedisAddress, timeouts: Timeouts) -> tuple[dict[str, Any], d
 
 
 def _no_retry(*, coroutines: bool = False) -> dict[str, Any]:
-    """redis-py tries ten times unless told otherwise."""
+    """redis-py tries ten times unless told otherwise, a Sentinel that died with the master too."""
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.backoff import NoBackoff
     from redis.retry import Retry

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from fastapi import FastAPI
 
-from feature_store.history import EmbeddedHistoryStore
+from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
+from serving.histories import open_histories
 from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from serving.engine import Engine, EngineKeeper
+    from serving.histories import Histories
+    from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
 
+_RETRY: Final = 1.0  # seconds between attempts to bring histories up to date
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -63,20 +67,14 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     """Open everything in the order of need; the stack closes it in reverse."""
     event_log = EventLog(settings.state / "events")  # first: its lock refuses a second server on the same state
     stack.callback(event_log.close)
-    histories = EmbeddedHistoryStore(settings.state / "history")
-    stack.callback(histories.close)
-    intake = EventIntake(
-        event_log,
-        histories,
-        ConsumerOffsets(settings.state / "offsets"),
-        actions=settings.history_actions,
-        skew=settings.event_clock_skew,
-        metrics=metrics,
-    )
-    await asyncio.to_thread(intake.replay)
-    stack.callback(intake.save_progress)
+    histories = open_histories(settings, event_log, ConsumerOffsets(settings.state / "offsets"), metrics)
+    stack.push_async_callback(histories.close)
+    await asyncio.to_thread(histories.take, [])
+    stack.callback(histories.save)
+    intake = EventIntake(event_log, histories, skew=settings.event_clock_skew)
     events = GroupWriter("windfire-events", intake.write, limit=settings.event_queue_limit)
     stack.callback(events.close)
+    stack.push_async_callback(_cancel, asyncio.create_task(_retry(histories, events)))
     exposure_log = ExposureLog(settings.state / "exposures")
     stack.callback(exposure_log.close)
     for records in (event_log.records, exposure_log.records):
@@ -113,6 +111,15 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher
+
+
+async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:
+    """Let histories that are behind catch up, in the thread that writes them, although nobody sends an event."""
+    while True:
+        await asyncio.sleep(_RETRY)
+        if histories.behind:
+            with suppress(UnavailableError):
+                await asyncio.wrap_future(events.submit([]))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -10,12 +10,15 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feature_store.store import CLOCK_SKEW
 from recsys.backends import EngineName
 from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
+
+_MOST_SKEW: Final = timedelta(microseconds=CLOCK_SKEW)
 
 
 class LogLevel(StrEnum):
@@ -68,7 +71,13 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value  # an empty path would be the current directory
 
 
-_SECRET: Final = (("vllm_url",),)  # where somebody may have written a password or a token
+def _in_step(value: timedelta) -> timedelta:
+    if value > _MOST_SKEW:
+        raise ValueError("must be at most five minutes: the feature store takes no later times")
+    return value
+
+
+_SECRET: Final = (("vllm_url",), ("history_store",))  # where somebody may have written a password or a token
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
 PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
@@ -103,11 +112,13 @@ class Settings(BaseSettings):
     deadline: Duration = timedelta(seconds=2)
     batch_limit: Annotated[int, Ge(1)] = 8
     bundle_poll: Duration = timedelta(seconds=2)
-    event_clock_skew: DurationOrZero = timedelta(minutes=5)
+    event_clock_skew: Annotated[DurationOrZero, AfterValidator(_in_step)] = timedelta(minutes=5)
     event_queue_limit: Annotated[int, Ge(1)] = 1_000
     exposure_flush: DurationOrZero = timedelta(milliseconds=200)
     exposure_sync: bool = False
     exposure_queue_limit: Annotated[int, Ge(1)] = 10_000
+    history_store: SecretStr = SecretStr("")
+    history_deadline: Duration = timedelta(milliseconds=50)
     history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)

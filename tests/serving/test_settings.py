@@ -68,6 +68,8 @@ def test_units_are_in_the_types(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BUNDLE_POLL", "PT0S"),
         ("BUNDLE_POLL", "2"),
         ("DRAIN_DELAY", "-PT1S"),
+        ("EVENT_CLOCK_SKEW", "PT5M0.000001S"),
+        ("HISTORY_DEADLINE", "PT0S"),
         ("HISTORY_ACTIONS", "[]"),
         ("VLLM_URL", "127.0.0.1:8000"),
         ("VLLM_URL", "ftp://host:1"),

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from feature_store.history import EmbeddedHistoryStore, HistoryEvent
+from feature_store.embedded import EmbeddedFeatureStore
+from feature_store.standard import USER_RECENT
+from feature_store.store import Merge
 from recsys.bundle import Registry
 from recsys.errors import ConfigError, DataError, InputError, WindfireError
 from recsys.records import EVENTS, TablesManifest
@@ -50,8 +52,9 @@ def tables_of_ann(folder: Path) -> Path:
 
 
 def state_of_ann(folder: Path) -> Path:
-    store = EmbeddedHistoryStore(folder / "history")
-    store.merge("ann", [HistoryEvent("item-03", 1, 0, "e", "click", None)])
+    store = EmbeddedFeatureStore(folder / "features")
+    event = {"time": 1, "seq": 0, "event_id": "e", "item_id": "item-03", "action": "click"}
+    store.merge([Merge(USER_RECENT, "ann", [event])])
     store.close()
     return folder
 

@@ -81,21 +81,23 @@ def _histories(stack: ExitStack, state: Path | None, data: Path | None) -> Calla
     """Where a user's item ids come from, oldest first; a user without any has an empty history."""
     from tempfile import TemporaryDirectory
 
-    from feature_store.history import EmbeddedHistoryStore, load_tables
+    from feature_store.embedded import EmbeddedFeatureStore
+    from feature_store.standard import USER_RECENT, recent_items
+    from feature_store.streaming import load_events
     from recsys.records import POSITIVE_ACTIONS, TablesManifest
 
     if state is not None:
-        if not (state / "history").is_dir():
+        if not (state / "features").is_dir():
             raise InputError(
                 "no histories here", field="state", value=str(state), remedy="name the --state of `windfire serve`"
             )
-        store = EmbeddedHistoryStore(state / "history")
+        store = EmbeddedFeatureStore(state / "features")
     elif data is not None:
         TablesManifest.load(data)
         folder = stack.enter_context(TemporaryDirectory(prefix="windfire-histories-"))
-        store = EmbeddedHistoryStore(Path(folder))
-        load_tables(store, data, POSITIVE_ACTIONS)
+        store = EmbeddedFeatureStore(Path(folder))
+        load_events(store, USER_RECENT, data, POSITIVE_ACTIONS)
     else:
         return lambda _: ()
     stack.callback(store.close)
-    return lambda user: [event.item_id for event in store.get(user).events]
+    return lambda user: recent_items(store.read([(USER_RECENT, user)])[0])
