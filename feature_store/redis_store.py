@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from feature_store.reading import Reason, keys_of, missing, readings_of
 from feature_store.redis_commands import FAILURES, fetched, reason_of, write_trips
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from feature_store.reading import Reading, Wanted
-    from feature_store.redis_commands import Trip
+    from feature_store.redis_commands import Command, Trip
     from feature_store.store import Merge, Prepared, Write
 
 
@@ -118,20 +119,10 @@ class RedisFeatureStore:
             for key in keys:
                 pipeline.get(key)
             return fetched(pipeline.execute(raise_on_error=False))
-        # Not client.mget: only a connection takes the time that is left for this one answer.
-        pool = self._client.connection_pool
-        connection = pool.get_connection()
-        try:
-            left = None if ends is None else ends - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError(Reason.DEADLINE)
-            connection.send_command("MGET", *keys)
-            return list(connection.read_response() if left is None else connection.read_response(timeout=left))
-        except BaseException:
-            connection.disconnect()  # else its late answer would be taken for the next one's; Sentinel's class keeps it
-            raise
-        finally:
-            pool.release(connection)
+        (reply,) = exchange(self._client, [("MGET", *keys)], ends)
+        if isinstance(reply, Exception):
+            raise reply
+        return list(reply)
 
     def _write(self, prepared: Sequence[Prepared | None]) -> list[bool]:
         trips = write_trips(prepared, cluster=self._cluster)
@@ -154,3 +145,45 @@ class RedisFeatureStore:
         for command in trip:
             pipeline.execute_command(*command)
         return list(pipeline.execute(raise_on_error=False))
+
+
+def exchange(client: Redis, commands: Sequence[Command], ends: float | None) -> list[Any]:
+    """Send commands in one go over one connection; their replies, error answers among them.
+
+    Not a pipeline of redis-py: only a connection takes the time that is left.
+
+    Args:
+        client: of a single server or of Sentinel.
+        commands: at least one.
+        ends: monotonic seconds; None: the client's timeouts alone.
+
+    Raises:
+        TimeoutError: `ends` has passed. What redis-py raises of an outage (`FAILURES`) comes through.
+    """
+    pool: Any = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        _left(ends)
+        connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                left = _left(ends)
+                replies.append(connection.read_response() if left is None else connection.read_response(timeout=left))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        connection.disconnect()  # else its late answer would be taken for the next one's; Sentinel's class keeps it
+        raise
+    finally:
+        pool.release(connection)
+    return replies
+
+
+def _left(ends: float | None) -> float | None:
+    if ends is None:
+        return None
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(Reason.DEADLINE)
+    return left
