@@ -1,4 +1,4 @@
-"""A Redis master dies under load: the time until a write is acknowledged again, and what of the acknowledged is left."""
+"""A Redis master dies under load: how long until a write is acknowledged, and what of the acknowledged is left."""
 
 from __future__ import annotations
 

@@ -201,12 +201,12 @@ def _step_trips(step: Step, *, cluster: bool) -> Generator[Trip, list[Any], list
 def failure(error: BaseException, key: bytes | None = None) -> WindfireError:
     """What a writer is told of an error of redis-py."""
     # Redis 6 wraps what a script met into an error of its own.
+    if not isinstance(error, _OUTAGES) and "WRONGTYPE" in str(error):
+        return DataError(f"Redis refused a write: {error}", field="key", value=key,
+                         remedy="see what else uses this key")  # fmt: skip
     full = isinstance(error, OutOfMemoryError) or "OOM command" in str(error)
-    if full or isinstance(error, _OUTAGES) or "READONLY" in str(error):
-        remedy = "give Redis memory" if full else "check that Redis runs, then repeat"
-        return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
-    return DataError(f"Redis refused a write: {error}", field="key", value=key,
-                     remedy="see whether something else uses this key")  # fmt: skip
+    remedy = "give Redis memory" if full else "check that Redis runs and takes writes, then repeat"
+    return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
 
 
 def reason_of(error: BaseException) -> Reason:

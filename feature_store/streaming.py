@@ -58,6 +58,8 @@ class HistoryStream:
         batch: events per merge and commit.
         settle: the offset is committed this long after the store acknowledged; what a failover may lose is younger.
         every: records that `take` merges before it commits.
+        refused: told of a batch in which a key held something of another type, which would hold up all others; that
+            user's events of the batch are not in the store. None: it is raised.
         clock: monotonic seconds.
 
     Raises:
@@ -76,6 +78,7 @@ class HistoryStream:
         batch: int = _BATCH,
         settle: timedelta = timedelta(0),
         every: int = 1,
+        refused: Callable[[DataError], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if view.history is None or view.entity != "user":
@@ -92,6 +95,7 @@ class HistoryStream:
         self._actions = frozenset(actions)
         self._batch = batch
         self._every = every
+        self._refused = refused
         self._settle = settle.total_seconds()
         self._clock = clock
         self._committed = offsets.get(self._name)
@@ -108,6 +112,7 @@ class HistoryStream:
         Raises:
             UnavailableError: the store did not acknowledge; the next call begins at the committed offset.
             InputError: an event that does not fit the view, or lies more than five minutes ahead of the clock.
+            DataError: a key holds something of another type, and nobody wants to be told.
         """
         count = again = 0
         events = self._log.read(self._reached())
@@ -170,7 +175,7 @@ class HistoryStream:
     def _apply(self, chunk: Sequence[tuple[int, Mapping[str, Any]]], every: int) -> None:
         """Merge; afterwards there is no position where all from the committed offset on must be applied again."""
         try:
-            self._store.merge(self._merges(event for _, event in chunk))
+            self._merge(self._merges(event for _, event in chunk))
         except BaseException:
             self._forget()
             raise
@@ -183,6 +188,14 @@ class HistoryStream:
         if not self._marks or now - self._marks[-1][0] >= self._settle / _MARKS:
             self._marks.append((now, self._position))
         self._commit(every)
+
+    def _merge(self, merges: Sequence[Merge]) -> None:
+        try:
+            self._store.merge(merges)
+        except DataError as error:  # the other keys' merges were made
+            if self._refused is None:
+                raise
+            self._refused(error)
 
     def _commit(self, every: int) -> None:
         until = self._clock() - self._settle

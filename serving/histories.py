@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from feature_store.opening import LMDB, open_async_store, open_store
+from feature_store.opening import LMDB, RedisAddress, open_async_store, open_store
 from feature_store.settings import read_feature_settings
 from feature_store.standard import USER_RECENT
 from feature_store.store import now_micros
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from feature_store.reading import Reading
     from feature_store.store import AsyncFeatureStore, FeatureStore
+    from recsys.errors import DataError
     from recsys.event_log import ConsumerOffsets, EventLog
     from serving.metrics import Metrics
     from serving.settings import Settings
@@ -124,9 +126,16 @@ def open_histories(settings: Settings, log: EventLog, offsets: ConsumerOffsets, 
         actions=settings.history_actions,
         settle=timedelta(0) if embedded else _SETTLE,
         every=_SAVE_EVERY,
+        refused=partial(_count_refused, metrics),
     )
     reader = None if embedded else open_async_store(address, timeouts)
     return Histories(store, reader, stream, deadline=settings.history_deadline, metrics=metrics)
+
+
+def _count_refused(metrics: Metrics, error: DataError) -> None:
+    """A key holds something else: waiting for it would hold up everybody."""
+    metrics.history_refused.inc()
+    _log.error("history_merge_refused", reason=str(error))
 
 
 def history_address(settings: Settings) -> str:
@@ -139,5 +148,6 @@ def consumer_name(address: str = LMDB) -> str:
     base = f"{USER_RECENT.name}-{USER_RECENT.version}"
     if address.startswith(LMDB):
         return base
-    place = address.rpartition("@")[2]  # a new password is no new store
+    where = RedisAddress.parse(address)
+    place = repr((where.kind, where.hosts, where.service, where.database))  # a new password is no new store
     return f"{base}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"

@@ -64,6 +64,7 @@ class Metrics:
         events: event rows by result.
         exposures_dropped: exposures that found the queue full or the disk failing.
         history_failures: durable events whose merge into a history failed; they are tried again.
+        history_refused: merges in which a key of the feature store held something else than a history.
         histories_behind: 1 while durable events are not in the feature store.
         feature_reads: reads by view, status and reason.
         feature_seconds: of one read by view.
@@ -92,6 +93,9 @@ class Metrics:
         self.exposures_dropped = Counter("windfire_exposures_dropped", "Exposures not written.", registry=registry)
         self.history_failures = Counter(
             "windfire_history_failures", "Durable events not yet in a history.", registry=registry
+        )
+        self.history_refused = Counter(
+            "windfire_history_refused", "Merges that met a key of another type.", registry=registry
         )
         self.histories_behind = Gauge(
             "windfire_histories_behind", "1 while events are not in the feature store.", registry=registry
