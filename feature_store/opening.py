@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LMDB: Final = "lmdb:"
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
+_MAX_CONNECTIONS: Final = 1_000  # redis-py refuses the hundred-and-first read at a time unless told otherwise
 _FORMS: Final = (
     "give lmdb:DIRECTORY, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE "
     "or redis+cluster://HOST:PORT,HOST:PORT; user:password@ may stand before the hosts"
@@ -211,7 +212,8 @@ def _options(where: RedisAddress, timeouts: Timeouts) -> tuple[dict[str, Any], d
         "protocol": 2,
     }
     login = {"username": where.user or None, "password": where.password or None}
-    return waits | login | {"client_name": "windfire-features"}, waits
+    own = {"client_name": "windfire-features", "max_connections": _MAX_CONNECTIONS}
+    return waits | login | own, waits
 
 
 def _no_retry(*, coroutines: bool = False) -> dict[str, Any]:

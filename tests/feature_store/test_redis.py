@@ -233,6 +233,16 @@ def test_a_coroutine_gives_up_at_its_deadline_and_a_late_answer_is_not_taken(own
     assert asyncio.run(talk()) == [Reason.DEADLINE, True, {"clicks": 1}, Reason.UNAVAILABLE, False]
 
 
+def test_many_reads_at_a_time_are_all_answered(server: RedisServer) -> None:
+    async def talk() -> set[Reason]:
+        store = open_async_store(server.address, PATIENT)
+        found = await asyncio.gather(*(store.read([(COUNTS, f"crowd{number}")]) for number in range(150)))
+        await store.close()
+        return {reading.reason for (reading,) in found}
+
+    assert asyncio.run(talk()) == {Reason.ABSENT}
+
+
 CLUSTER = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
 
 
