@@ -60,7 +60,7 @@ bench: $(STAMP)
 	$(BIN)/windfire bench rere --json docs/figures/rere.json
 	$(BIN)/windfire bench smec --json docs/figures/smec.json
 	$(BIN)/windfire bench retrieval --json docs/figures/retrieval.json
-	$(BIN)/windfire bench features --json docs/figures/features.json
+	$(BIN)/windfire bench features $(if $(wildcard work/registry/CURRENT),--registry work/registry) --json docs/figures/features.json
 
 tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables

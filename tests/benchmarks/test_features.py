@@ -87,7 +87,7 @@ def test_failovers_are_told_by_their_medians_and_extremes() -> None:
 
 
 def test_figures_that_are_absent_are_said_to_be(tmp_path: Path) -> None:
-    assert render("features", tmp_path).startswith("*Not measured yet: `windfire bench features --json")
+    assert render("features", tmp_path).startswith("*Not measured yet: `windfire bench features --registry")
     with pytest.raises(DataError, match="no table"):
         render("features-colours", tmp_path)
     assert reads_table({}).rows == []
