@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recsys.event_log import ConsumerOffsets, Event
 
 _BATCH: Final = 2_000
+_OFTEN: Final = 60.0  # seconds after which `take` commits, however little it merged
 _AGAIN: Final = 3  # times that one `catch_up` begins again
 _MARKS: Final = 20  # positions remembered inside `settle`
 
@@ -57,7 +58,7 @@ class HistoryStream:
         actions: that belong to the history.
         batch: events per merge and commit.
         settle: the offset is committed this long after the store acknowledged; what a failover may lose is younger.
-        every: records that `take` merges before it commits.
+        every: records that `take` merges before it commits, unless a minute has passed.
         refused: told of a batch in which a key held something of another type, which would hold up all others; that
             user's events of the batch are not in the store. None: it is raised.
         clock: monotonic seconds.
@@ -100,11 +101,21 @@ class HistoryStream:
         self._clock = clock
         self._committed = offsets.get(self._name)
         self._position: int | None = None  # None: wherever the committed offset is
+        self._at_end = False
+        self._committed_at = clock()
         self._marks: deque[tuple[float, int]] = deque()
         self._epoch: int | None = None
 
-    def catch_up(self) -> int:
+    @property
+    def at_end(self) -> bool:
+        """Whether the last `catch_up` came to the end of the log."""
+        return self._at_end
+
+    def catch_up(self, *, seconds: float | None = None) -> int:
         """Apply what the log holds behind the committed offset, or behind what was applied since.
+
+        Args:
+            seconds: after which it stops between two batches; None: at the end of the log only.
 
         Returns:
             Number of events read.
@@ -115,6 +126,8 @@ class HistoryStream:
             DataError: a key holds something of another type, and nobody wants to be told.
         """
         count = again = 0
+        ends = None if seconds is None else self._clock() + seconds
+        self._at_end = False
         events = self._log.read(self._reached())
         while chunk := list(islice(events, self._batch)):
             self._apply(chunk, 1)
@@ -125,6 +138,9 @@ class HistoryStream:
                                            value=self._view.label, remedy="see why its connections end")  # fmt: skip
                 again += 1
                 events = self._log.read(self._reached())
+            if ends is not None and self._clock() > ends:
+                return count
+        self._at_end = True
         return count
 
     def take(self, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -198,13 +214,13 @@ class HistoryStream:
             self._refused(error)
 
     def _commit(self, every: int) -> None:
-        until = self._clock() - self._settle
+        now = self._clock()
         settled = None
-        while self._marks and self._marks[0][0] <= until:
+        while self._marks and self._marks[0][0] <= now - self._settle:
             settled = self._marks.popleft()
         if settled is None:
             return
-        if settled[1] - self._committed >= every:
+        if settled[1] - self._committed >= every or now - self._committed_at >= _OFTEN:
             self._write_offset(settled[1])
         else:
             self._marks.appendleft(settled)
@@ -212,6 +228,7 @@ class HistoryStream:
     def _write_offset(self, offset: int) -> None:
         self._offsets.commit(self._name, offset)
         self._committed = offset
+        self._committed_at = self._clock()
 
     def _forget(self) -> None:
         self._position = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
@@ -14,7 +14,7 @@ from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
-from serving.histories import open_histories
+from serving.histories import RETRY_SECONDS, open_histories
 from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
 
-_RETRY: Final = 1.0  # seconds between attempts to bring histories up to date
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -69,7 +68,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     stack.callback(event_log.close)
     histories = open_histories(settings, event_log, ConsumerOffsets(settings.state / "offsets"), metrics)
     stack.push_async_callback(histories.close)
-    await asyncio.to_thread(histories.take, [])
+    await asyncio.to_thread(histories.start)
     stack.callback(histories.save)
     intake = EventIntake(event_log, histories, skew=settings.event_clock_skew)
     events = GroupWriter("windfire-events", intake.write, limit=settings.event_queue_limit)
@@ -116,7 +115,7 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
 async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:
     """Let histories that are behind catch up, in the thread that writes them, although nobody sends an event."""
     while True:
-        await asyncio.sleep(_RETRY)
+        await asyncio.sleep(RETRY_SECONDS)
         if histories.behind:
             with suppress(UnavailableError):
                 await asyncio.wrap_future(events.submit([]))

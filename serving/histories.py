@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from datetime import timedelta
 from functools import partial
@@ -17,7 +18,7 @@ from feature_store.store import now_micros
 from feature_store.streaming import HistoryStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from feature_store.reading import Reading
     from feature_store.store import AsyncFeatureStore, FeatureStore
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from serving.metrics import Metrics
     from serving.settings import Settings
 
+RETRY_SECONDS: Final = 0.2
+"""Between two attempts while the store does not take events."""
+_SLICE: Final = 0.5  # seconds of catching up for which new events wait
 _SAVE_EVERY: Final = 10_000  # events; what a start after a kill has to merge again at most, besides what is not settled
 _SETTLE: Final = timedelta(seconds=30)  # Redis gives a write up as lost long before: replicas lag by milliseconds
 _log = structlog.stdlib.get_logger(__name__)
@@ -34,8 +38,8 @@ _log = structlog.stdlib.get_logger(__name__)
 class Histories:
     """The view `user_recent` of one feature store.
 
-    The event log is the truth. What the store missed, or acknowledged and lost, it gets with the next write, with
-    `retry`, or with the next start; until then the answers are made from what it holds.
+    The event log is the truth. What the store missed, or acknowledged and lost, it gets with a later `take`, of no
+    events if need be, or with the next start; until then the answers are made from what it holds.
 
     Args:
         store: written to, from one thread.
@@ -43,6 +47,7 @@ class Histories:
         stream: from the event log into the store.
         deadline: of a read.
         metrics: counts reads, ages and failed merges.
+        pause: seconds between two attempts while the store does not take events.
     """
 
     def __init__(
@@ -53,12 +58,15 @@ class Histories:
         *,
         deadline: timedelta,
         metrics: Metrics,
+        pause: float = RETRY_SECONDS,
     ) -> None:
         self._store = store
         self._reader = reader
         self._stream = stream
         self._deadline = deadline.total_seconds()
         self._metrics = metrics
+        self._pause = pause
+        self._tried = -math.inf
         self._behind = True  # nobody knows how far, before the first `catch_up`
 
     @property
@@ -83,16 +91,26 @@ class Histories:
         Args:
             numbered: see `HistoryStream.take`.
         """
+        if self._behind and time.monotonic() - self._tried < self._pause:
+            return
+        self._catch_up_or(lambda: self._stream.take(numbered), len(numbered), _SLICE)
+
+    def start(self) -> None:
+        """Merge all that the log holds and the store does not; never raises, whatever the store does."""
+        self._catch_up_or(lambda: None, 0, None)
+
+    def _catch_up_or(self, take: Callable[[], None], events: int, seconds: float | None) -> None:
         try:
             if self._behind:
-                self._stream.catch_up()
+                self._stream.catch_up(seconds=seconds)
+                self._behind = not self._stream.at_end
             else:
-                self._stream.take(numbered)
-            self._behind = False
+                take()
         except Exception:  # noqa: BLE001 - the events are durable; the next write, retry or start tries again
             self._behind = True
-            self._metrics.history_failures.inc(len(numbered))
-            _log.exception("history_merge_failed", events=len(numbered))
+            self._metrics.history_failures.inc(events)
+            _log.exception("history_merge_failed", events=events)
+            self._tried = time.monotonic()
         self._metrics.histories_behind.set(self._behind)
 
     def save(self) -> None:

@@ -232,6 +232,35 @@ def test_a_store_that_is_another_one_at_every_write_is_given_up_on(tmp_path: Pat
     store.close()
 
 
+def test_catching_up_stops_between_batches_when_its_time_is_over(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    ticks = iter(range(1_000))
+    offsets = ConsumerOffsets(tmp_path / "offsets")
+    stream = HistoryStream(log, store, offsets, USER_RECENT, batch=2, clock=lambda: float(next(ticks)))
+    log.take([event(number) for number in range(6)])
+    assert (stream.catch_up(seconds=1), stream.at_end) == (2, False)
+    assert (stream.catch_up(seconds=1_000), stream.at_end) == (4, True)
+    assert items(store) == expected([event(number) for number in range(6)])
+    log.close()
+    store.close()
+
+
+def test_a_minute_without_many_events_commits_all_the_same(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    offsets, now = ConsumerOffsets(tmp_path / "offsets"), [0.0]
+    stream = HistoryStream(log, store, offsets, USER_RECENT, every=100, clock=lambda: now[0])
+    stream.catch_up()
+    found = []
+    for number in range(3):
+        log.take([event(number)])
+        now[0] += 25.0
+        stream.take(counted(log, number))
+        found.append(offsets.get("user_recent-1"))
+    assert found == [0, 0, 3]
+    log.close()
+    store.close()
+
+
 def test_tables_load_once(tmp_path: Path) -> None:
     actions = ["click", "impression", "purchase", "click"]
     rows = [

@@ -23,8 +23,10 @@ class Store(EmbeddedFeatureStore):
     """Refuses merges while told so."""
 
     failing = False
+    tries = 0
 
     def merge(self, merges: Sequence[Merge]) -> None:
+        self.tries += 1
         if self.failing:
             raise OSError("no space")
         super().merge(merges)
@@ -47,7 +49,7 @@ def log(tmp_path: Path) -> Iterator[EventLog]:
 def histories_of(log: EventLog, store: Store, tmp_path: Path, metrics: Metrics, every: int = 10_000) -> Histories:
     offsets = ConsumerOffsets(tmp_path / "offsets")
     stream = HistoryStream(log, store, offsets, USER_RECENT, actions=["click"], every=every)
-    return Histories(store, None, stream, deadline=timedelta(seconds=1), metrics=metrics)
+    return Histories(store, None, stream, deadline=timedelta(seconds=1), metrics=metrics, pause=0)
 
 
 def intake_of(log: EventLog, histories: Histories) -> EventIntake:
@@ -95,8 +97,22 @@ def test_a_failed_merge_is_made_up_for_by_the_next_start(log: EventLog, store: S
     intake.write([[row("b")]])
     histories.save()
     store.failing = False
-    histories_of(log, store, tmp_path, Metrics()).take([])
+    histories_of(log, store, tmp_path, Metrics()).start()
     assert known(store) == ["a", "b"]
+
+
+def test_a_store_that_fails_is_left_alone_for_a_while(log: EventLog, store: Store, tmp_path: Path) -> None:
+    stream = HistoryStream(log, store, ConsumerOffsets(tmp_path / "offsets"), USER_RECENT, actions=["click"])
+    histories = Histories(store, None, stream, deadline=timedelta(seconds=1), metrics=Metrics(), pause=60)
+    intake = intake_of(log, histories)
+    store.failing = True
+    intake.write([[row("a")]])
+    tries = store.tries
+    intake.write([[row("b")], [row("c")]])
+    assert (store.tries, histories.behind) == (tries, True)
+    store.failing = False
+    histories.start()
+    assert (known(store), histories.behind) == (["a", "b", "c"], False)
 
 
 def test_exposures_that_the_disk_refuses_are_counted(tmp_path: Path) -> None:
