@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.settings_file import merged
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import DataError
 from recsys.evaluation.answers import VIEWS, Answered
-from recsys.storage import read_json, sha256_file, sha256_parts, write_json_atomically
+from recsys.storage import read_json, sha256_file, sha256_parts, staged_directory, write_json_atomically
 from training.fusion.settings import FusionSettings
 from training.recommender.settings import TrainSettings
 from training.rere.settings import RereSettings
@@ -180,13 +181,18 @@ class Quality:
             CommandError: a step failed.
         """
         settings, folder = self.settings.datasets[dataset], self.work / "data" / dataset
-        steps = self._steps(settings, folder)
-        offline = json.dumps(settings.offline, sort_keys=True)
-        key = sha256_parts([self._source_key(settings), settings.importer, offline])
+        before = [name for name in (settings.base, settings.since) if name]
+        for name in before:
+            self.prepare(name)
+        key = self.key(dataset)
         marker = folder / "preparation.json"
         if marker.exists() and (known := read_json(marker))["key"] == key:
             return float(known["cpu_seconds"])
+        steps = self.steps(dataset)
         folder.mkdir(parents=True, exist_ok=True)
+        if settings.base and not (folder / "prepared").exists():
+            with staged_directory(folder / "prepared") as staged:
+                shutil.copytree(self.prepared(settings.base), staged, dirs_exist_ok=True)
         (folder / "offline.yaml").write_text(yaml.safe_dump(settings.offline))
         total = 0.0
         for number, step in enumerate(steps):
@@ -196,13 +202,30 @@ class Quality:
         write_json_atomically(marker, {"key": key, "cpu_seconds": total})
         return total
 
-    def _steps(self, settings: DatasetSettings, folder: Path) -> list[list[str]]:
-        tables, steps = self._source(settings), list[list[str]]()
-        if settings.importer:
-            tables = folder / "tables"
-            steps.append(["import", settings.importer, str(self._source(settings)), "--out", str(tables)])
+    def key(self, dataset: str) -> str:
+        """Of all that the preparation reads."""
+        settings = self.settings.datasets[dataset]
+        offline = json.dumps(settings.offline, sort_keys=True)
+        before = [self.key(name) for name in (settings.base, settings.since) if name]
+        warm = ["warm"] if settings.warm_start else []
+        return sha256_parts([self._source_key(settings), settings.importer, offline, *before, *warm])
+
+    def steps(self, dataset: str) -> list[list[str]]:
+        """The commands that prepare a data set."""
+        settings, folder, steps = self.settings.datasets[dataset], self.work / "data" / dataset, list[list[str]]()
+        tables = str(self._tables(dataset))
+        if settings.importer and not settings.base:
+            steps.append(["import", settings.importer, str(self._source(settings)), "--out", tables])
         prepared, config = str(folder / "prepared"), str(folder / "offline.yaml")
-        return [*steps, ["offline", "run", "--data", str(tables), "--out", prepared, "--config", config]]
+        warm = ["--warm-start", str(self.prepared(settings.since))] if settings.warm_start else []
+        return [*steps, ["offline", "run", "--data", tables, "--out", prepared, "--config", config, *warm]]
+
+    def _tables(self, dataset: str) -> Path:
+        settings = self.settings.datasets[dataset]
+        if settings.base:
+            return self._tables(settings.base)
+        source = self._source(settings)
+        return self.work / "data" / dataset / "tables" if settings.importer else source
 
     def _source(self, settings: DatasetSettings) -> Path:
         source = self.sources / settings.source

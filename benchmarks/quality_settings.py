@@ -31,6 +31,10 @@ class DatasetSettings(_Strict):
         offline: settings of the offline jobs.
         seeds: instead of the benchmark's.
         methods: instead of the benchmark's default methods.
+        base: the data set that this one is, but for some settings of the offline jobs; it is prepared first, and of
+            its jobs only those are repeated that read another setting.
+        since: the data set whose semantic IDs came before these.
+        warm_start: whether the tokenizer begins with that of `since`.
     """
 
     importer: str = ""
@@ -38,6 +42,9 @@ class DatasetSettings(_Strict):
     offline: dict[str, Any] = {}
     seeds: list[int] | None = None
     methods: list[str] | None = None
+    base: str = ""
+    since: str = ""
+    warm_start: bool = False
 
 
 class MethodSettings(_Strict):
@@ -85,8 +92,8 @@ class QualitySettings(_Strict):
     def load(cls, path: Path = CONFIG, *, quick: bool = False) -> QualitySettings:
         """Read the YAML file.
 
-        A method with `like: OTHER` starts from the other method and changes only what it names. With `quick`, the
-        section of that name is laid over the rest.
+        A method with `like: OTHER`, and a data set with `base: OTHER`, starts from the other one and changes only what
+        it names. With `quick`, the section of that name is laid over the rest.
 
         Raises:
             ConfigError: not YAML, or a field that is unknown or out of range.
@@ -97,6 +104,7 @@ class QualitySettings(_Strict):
             if quick:
                 value = merged(value, over)
             value["methods"] = {name: _inherited(value["methods"], name) for name in value["methods"]}
+            value["datasets"] = {name: _based(value["datasets"], name) for name in value["datasets"]}
             return cls.model_validate(value)
         except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"not a benchmark's YAML file: {error!r}", field="config", value=str(path)) from error
@@ -136,6 +144,15 @@ def _inherited(methods: Mapping[str, Any], name: str) -> dict[str, Any]:
     if list(methods).index(parent) >= list(methods).index(name):
         raise ConfigError("a method may be like an earlier one only", field=f"methods.{name}.like", value=parent)
     return merged(_inherited(methods, parent), own)
+
+
+def _based(datasets: Mapping[str, Any], name: str) -> dict[str, Any]:
+    own = dict(datasets[name])
+    names = list(datasets)
+    for link in ("base", "since"):
+        if link in own and names.index(own[link]) >= names.index(name):
+            raise ConfigError("an earlier data set only", field=f"datasets.{name}.{link}", value=own[link])
+    return merged(_based(datasets, own["base"]), own) if "base" in own else own
 
 
 def _known(names: Sequence[str], known: Mapping[str, Any], what: str) -> list[str]:

@@ -133,6 +133,7 @@ _OTHERS: Final[dict[str, tuple[str, str, str]]] = {
     "features": ("features --registry REGISTRY", "features.json", "benchmarks.features_tables"),
     "retrieval": ("retrieval", "retrieval.json", "benchmarks.retrieval"),
     "smec": ("smec", "smec.json", "benchmarks.smec_tables"),
+    "semantic-ids": ("semantic-ids", "semantic_ids.json", "benchmarks.semantic_ids_tables"),
 }
 """How a mark begins: the command behind its figures, their file, and the module that knows which ends a mark may have
 (`is_mark`) and makes the table of the end and the report (`marked_table`)."""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.figures import ROOT
 from benchmarks.quality_arms import ARMS
 from benchmarks.quality_settings import QualitySettings
 from benchmarks.settings_file import merged
@@ -29,6 +30,13 @@ def test_the_committed_settings_fit_every_reader(quick: bool) -> None:
     assert all(SasRecSettings(**method.settings) for method in methods if method.kind == "sasrec")
     assert all(OfflineSettings.parse(dataset.offline) for dataset in settings.datasets.values())
     assert {other for method in methods for other in method.against} <= set(settings.methods)
+
+
+def test_the_settings_for_a_gpu_fit_every_reader() -> None:
+    settings = QualitySettings.load(ROOT / "benchmarks" / "gpu" / "quality.yaml")
+    trained = [TrainSettings.parse(m.settings["train"]) for m in settings.methods.values() if m.kind == "recommender"]
+    assert [one.model.d_model for one in trained] == [128, 256, 512, 1024]
+    assert all(OfflineSettings.parse(dataset.offline) for dataset in settings.datasets.values())
 
 
 def test_the_issue_s_methods_and_data_sets_are_there() -> None:

@@ -22,7 +22,7 @@ PLACES = {
     "<learning>": "(cpu_minutes|steps|best_step|hit_rate|zero_advantage|diversity|reward|hinted|kl)",
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p50|p95|p99)", "<structure>": "(set|bitmap|csr)",
     "<family>": r"[a-z]+", "<decoder>": r"[a-z]+", "<store>": "(redis|embedded|raw_pipeline|raw_mget)",
-    "<quantile>": "(p50|p99)",
+    "<quantile>": "(p50|p99)", "<what>": "[a-z_]+", "<sids>": r"[a-z0-9_]+(\.[a-z0-9_]+)?",
 }  # fmt: skip
 
 

@@ -33,6 +33,18 @@ class Distilled(NamedTuple):
     weight: float
 
 
+class Smoothing(NamedTuple):
+    """Label smoothing by one item per target, drawn evenly: its expectation is the uniform distribution.
+
+    Attributes:
+        items: (N,).
+        share: of the loss.
+    """
+
+    items: Tensor
+    share: float
+
+
 class PathLevel(NamedTuple):
     """What the head scores one level of N * M paths with.
 
@@ -100,6 +112,7 @@ def draft_loss(
     hidden: Tensor,
     targets: Tensor,
     distilled: Distilled | None,
+    smoothing: Smoothing | None = None,
 ) -> Tensor:
     """Summed negative log-likelihood of the targets under the head, mixed with the teacher's samples.
 
@@ -109,13 +122,21 @@ def draft_loss(
         hidden: (N, L+1, H) states that predict the targets.
         targets: (N,) items.
         distilled: the teacher's samples, or None.
+        smoothing: items drawn evenly, or None.
     """
-    if distilled is None:
-        return -path_log_prob(model, normaliser, hidden, targets[:, None]).sum()
-    candidates = torch.cat([targets[:, None], distilled.items], dim=1)
-    log_prob = path_log_prob(model, normaliser, hidden, candidates)  # (N, 1 + M)
-    share = distilled.weight * distilled.spoken.float()
-    return -((1 - share) * log_prob[:, 0] + share * log_prob[:, 1:].mean(dim=1)).sum()
+    columns = [targets[:, None]]
+    if distilled is not None:
+        columns.append(distilled.items)
+    if smoothing is not None:
+        columns.append(smoothing.items[:, None])
+    log_prob = path_log_prob(model, normaliser, hidden, torch.cat(columns, dim=1))  # (N, 1 + M + drawn)
+    hit = log_prob[:, 0]
+    if distilled is not None:
+        share = distilled.weight * distilled.spoken.float()
+        hit = (1 - share) * hit + share * log_prob[:, 1 : 1 + distilled.items.shape[1]].mean(dim=1)
+    if smoothing is not None:
+        hit = (1 - smoothing.share) * hit + smoothing.share * log_prob[:, -1]
+    return -hit.sum()
 
 
 def token_loss(
@@ -125,6 +146,7 @@ def token_loss(
     target: Tensor,
     distilled: Distilled | None,
     backbone_weight: float,
+    smoothing: Smoothing | None,
 ) -> Tensor:
     """The head's loss and beside it the backbone's own next-token loss, both over the normaliser.
 
@@ -136,7 +158,7 @@ def token_loss(
         drawn[target] = distilled.items[:, 0]
     states = model.states(items, drawn)
     chosen = items[target]  # (N,)
-    loss = draft_loss(model, normaliser, states.head[target], chosen, distilled)
+    loss = draft_loss(model, normaliser, states.head[target], chosen, distilled, smoothing)
     own = _backbone_log_prob(model, normaliser, states.backbone[target], chosen)
     if distilled is not None and states.branch is not None:
         share = distilled.weight * distilled.spoken.float()
@@ -153,7 +175,9 @@ def _backbone_log_prob(model: TokenRecommender, normaliser: Normaliser, hidden: 
     return total
 
 
-def flat_loss(model: FlatRecommender, hidden: Tensor, targets: Tensor, distilled: Distilled | None) -> Tensor:
+def flat_loss(
+    model: FlatRecommender, hidden: Tensor, targets: Tensor, distilled: Distilled | None, smoothing: Smoothing | None
+) -> Tensor:
     """Summed cross-entropy over all items, mixed with the teacher's samples."""
     logits = (model.output(hidden) @ model.item_vectors().T).float()  # (N, I)
     log_prob = logits.log_softmax(dim=1)
@@ -161,6 +185,8 @@ def flat_loss(model: FlatRecommender, hidden: Tensor, targets: Tensor, distilled
     if distilled is not None:
         share = distilled.weight * distilled.spoken.float()
         hit = (1 - share) * hit + share * log_prob.gather(1, distilled.items).mean(dim=1)
+    if smoothing is not None:
+        hit = (1 - smoothing.share) * hit + smoothing.share * log_prob.gather(1, smoothing.items[:, None])[:, 0]
     total: Tensor = -hit.sum()
     return total
 
@@ -173,6 +199,7 @@ def batch_loss(
     distilled: Distilled | None,
     *,
     backbone_weight: float = 1.0,
+    smoothing: Smoothing | None = None,
 ) -> Tensor:
     """Summed loss of one batch of windows, every target position trained in one pass.
 
@@ -183,11 +210,12 @@ def batch_loss(
         target: (B, n) bool, which events are targets.
         distilled: the teacher's samples for the targets in row-major order, or None.
         backbone_weight: token shape only, of the backbone's next-token loss.
+        smoothing: items drawn evenly for the targets in row-major order, or None.
     """
     if isinstance(model, TokenRecommender):
-        return token_loss(model, normaliser, items, target, distilled, backbone_weight)
+        return token_loss(model, normaliser, items, target, distilled, backbone_weight, smoothing)
     hidden = model.trunk(items[:, :-1])  # (B, n, H): position j has read j events and predicts event j
     chosen = hidden[target]  # (N, H)
     if isinstance(model, FlatRecommender):
-        return flat_loss(model, chosen, items[target], distilled)
-    return draft_loss(model, normaliser, model.expand(chosen), items[target], distilled)
+        return flat_loss(model, chosen, items[target], distilled, smoothing)
+    return draft_loss(model, normaliser, model.expand(chosen), items[target], distilled, smoothing)

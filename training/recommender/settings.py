@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -41,7 +41,11 @@ class ModelSettings(_Strict):
 class TeacherSettings(_Strict):
     """Distillation from a collaborative teacher, fitted on training interactions only."""
 
-    kind: Literal["none", "ease", "item_to_item"] = "ease"
+    kind: Literal["none", "ease", "item_to_item", "sasrec", "ensemble"] = "ease"
+    members: tuple[Literal["ease", "item_to_item", "sasrec"], ...] = Field(
+        ("ease", "item_to_item", "sasrec"), min_length=1, description="of an ensemble"
+    )
+    seed: int = Field(0, ge=0, description="sasrec: of its training")
     weight: float = Field(0.5, ge=0, le=1, description="share of the loss that follows the teacher")
     samples: int = Field(2, ge=1, description="items drawn from the teacher per target and step")
     top: int = Field(100, ge=1, description="best items kept per target")
@@ -77,8 +81,15 @@ class TrainSettings(RunSettings):
     patience: int = Field(4, ge=1, description="evaluations without a better validation NDCG@10 before the end")
     checkpoint_every: int = Field(150, ge=1)
     backbone_weight: float = Field(1.0, ge=0, description="token shape: weight of the backbone's next-token loss")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the loss of head and `flat` that follows items drawn evenly"
+    )
     threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
 
     def identity(self) -> str:
-        """For a run's fingerprint; a limit that is not set does not show, so that runs from before it still count."""
-        return self.model_dump_json(exclude={"cpu_minutes"} if self.cpu_minutes is None else None)
+        """For a run's fingerprint; what came later does not show while it is off: earlier runs still count."""
+        later = {"cpu_minutes": self.cpu_minutes is None, "label_smoothing": self.label_smoothing == 0}
+        hidden: dict[str, Any] = {name: True for name, off in later.items() if off}
+        if self.teacher.kind not in {"sasrec", "ensemble"}:
+            hidden["teacher"] = {"members", "seed"}
+        return self.model_dump_json(exclude=hidden)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from recsys.baselines.ease import Ease, EaseSettings
 from recsys.baselines.item_cf import ItemCF, ItemCFSettings, truncated
+from recsys.baselines.sasrec import SasRec, SasRecSettings
+from recsys.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,13 +142,13 @@ def build_teacher(data: PreparedData, settings: TeacherSettings, max_history: in
     users = np.arange(data.sequences.users)
     for fold in range(settings.folds):
         inside = users % settings.folds == fold
-        scorer = _fit_teacher(data, settings, max_history, None if settings.folds == 1 else users[~inside])
+        scorer, sharpness = _fit_teacher(data, settings, max_history, None if settings.folds == 1 else users[~inside])
         parts.append(
             teacher_targets(
                 data.sequences,
                 scorer,
                 top=min(settings.top, len(data.codes)),
-                sharpness=settings.sharpness,
+                sharpness=sharpness,
                 mask_history=settings.mask_history,
                 max_history=max_history,
                 users=users[inside],
@@ -169,10 +172,65 @@ def merge(parts: list[TeacherTargets]) -> TeacherTargets:
     )
 
 
+class _Softmaxed:
+    """Scores that may be negative as probabilities."""
+
+    def __init__(self, scorer: ItemScorer) -> None:
+        self._scorer = scorer
+
+    def score(self, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
+        """Histories, oldest first -> (B, I)."""
+        probability: npt.NDArray[np.float32] = softmax(self._scorer.score(histories), axis=1)
+        return probability
+
+
+class Ensemble:
+    """The mean of what several teachers would draw from, each with the same weight wherever it speaks.
+
+    Args:
+        scorers: the members.
+        sharpness: exponent of each member's scores.
+        mask_history: whether items of the history are left out before the members are brought to one scale.
+    """
+
+    def __init__(self, scorers: Sequence[ItemScorer], sharpness: float, *, mask_history: bool) -> None:
+        self._scorers, self._sharpness, self._mask_history = scorers, sharpness, mask_history
+
+    def score(self, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
+        """Histories, oldest first -> (B, I) probabilities, summing to the share of the members that speak."""
+        parts = [self._probability(scorer, histories) for scorer in self._scorers]
+        mean: npt.NDArray[np.float32] = np.mean(parts, axis=0)
+        return mean
+
+    def _probability(self, scorer: ItemScorer, histories: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
+        weight = np.maximum(scorer.score(histories), 0) ** self._sharpness  # (B, I)
+        if self._mask_history:
+            for line, history in zip(weight, histories, strict=True):
+                line[history] = 0.0
+        mass = weight.sum(axis=1, keepdims=True)
+        return np.asarray(weight / np.where(mass > 0, mass, 1), dtype=np.float32)
+
+
 def _fit_teacher(
     data: PreparedData, settings: TeacherSettings, max_history: int, users: npt.NDArray[np.int64] | None
+) -> tuple[ItemScorer, float]:
+    """The teacher, and the exponent of its scores."""
+    if settings.kind != "ensemble":
+        return _fit_one(settings.kind, data, settings, max_history, users), settings.sharpness
+    members = [_fit_one(kind, data, settings, max_history, users) for kind in settings.members]
+    return Ensemble(members, settings.sharpness, mask_history=settings.mask_history), 1.0
+
+
+def _fit_one(
+    kind: str, data: PreparedData, settings: TeacherSettings, max_history: int, users: npt.NDArray[np.int64] | None
 ) -> ItemScorer:
-    if settings.kind == "ease":
+    if kind == "sasrec":
+        if users is not None:
+            raise ConfigError(
+                "SASRec is fitted on all users", field="teacher.folds", value=settings.folds, remedy="use 1"
+            )
+        return _Softmaxed(SasRec.fit(data, SasRecSettings(max_history=max_history), seed=settings.seed))
+    if kind == "ease":
         return Ease.fit(data, EaseSettings(settings.regularisation, settings.decay, max_history), users=users)
     fitted = ItemCF.fit(data, ItemCFSettings(decay=settings.decay, max_history=max_history), users=users)
     return ItemCF(truncated(fitted.similarity, settings.neighbours), fitted.settings)

@@ -23,7 +23,7 @@ from training.progress import StepBar, cpu_seconds
 from training.recommender.checkpoint import Progress, RandomState, load_checkpoint, save_checkpoint
 from training.recommender.examples import Batch, BatchSampler
 from training.recommender.metrics import MetricsLog
-from training.recommender.objectives import Distilled, batch_loss
+from training.recommender.objectives import Distilled, Smoothing, batch_loss
 from training.recommender.teacher import TeacherTargets, build_teacher
 from training.recommender.validation import validation_ndcg
 from training.recommender.warm_start import items_fingerprint, warm_start
@@ -256,6 +256,7 @@ class Trainer:
                 target,
                 distilled,
                 backbone_weight=settings.backbone_weight,
+                smoothing=self._smoothing(int(target.sum())),
             )
         self.optimiser.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -275,6 +276,12 @@ class Trainer:
         settings = self.settings.teacher
         items, spoken = self.teacher.sample(positions, settings.samples, self.generator)
         return Distilled(items.to(self.device), spoken.to(self.device), settings.weight)
+
+    def _smoothing(self, count: int) -> Smoothing | None:
+        if self.settings.label_smoothing == 0:
+            return None
+        items = torch.randint(self.config.num_items, (count,), generator=self.generator)
+        return Smoothing(items.to(self.device), self.settings.label_smoothing)
 
     def _update_average(self) -> None:
         # The average forgets the first steps sooner: decay grows to its final value.

@@ -111,6 +111,35 @@ def rere(
     raise typer.Exit(1 if outcome.failures else 0)
 
 
+@app.command("semantic-ids")
+def semantic_ids(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement, small.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Semantic IDs, by the names of the settings; repeatable. Default: all.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/semantic_ids.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="Shared with `windfire bench quality`.")] = Path("build/quality"),
+) -> None:
+    """Train one recipe under other semantic IDs: codebook sizes, tokenizers, retraining; report on each."""
+    from benchmarks.quality_settings import QualitySettings
+    from benchmarks.semantic_ids import CONFIG, bench_semantic_ids
+    from benchmarks.semantic_ids_tables import semantic_ids_overview
+
+    console = _console()
+    settings = QualitySettings.load(config or CONFIG, quick=quick)
+    folder, say = work / "quick" if quick else work, partial(console.print, markup=False)
+    chosen = dataset or (["scientific", "scientific.product"] if quick else [])
+    outcome = bench_semantic_ids(settings, folder, _command_line(), chosen, say=say)
+    if json is not None:
+        outcome.report.save(json)
+    for text in semantic_ids_overview(outcome.report):
+        console.print(text)
+    for failure in outcome.failures:
+        console.print(f"failed: {failure}", style="red", markup=False)
+    raise typer.Exit(1 if outcome.failures else 0)
+
+
 @app.command("decoding")
 def decoding(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
