@@ -13,6 +13,7 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feature_store.opening import LMDB, RedisAddress
 from feature_store.store import CLOCK_SKEW
 from recsys.backends import EngineName
 from recsys.errors import ConfigError
@@ -71,6 +72,16 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value  # an empty path would be the current directory
 
 
+def _store(value: SecretStr) -> SecretStr:
+    address = value.get_secret_value()
+    if address and not address.startswith(LMDB):
+        try:
+            RedisAddress.parse(address)
+        except ConfigError:  # its words repeat the address
+            raise ValueError("must be lmdb:DIRECTORY, redis://, redis+sentinel://, redis+cluster:// or empty") from None
+    return value
+
+
 def _in_step(value: timedelta) -> timedelta:
     if value > _MOST_SKEW:
         raise ValueError("must be at most five minutes: the feature store takes no later times")
@@ -117,7 +128,7 @@ class Settings(BaseSettings):
     exposure_flush: DurationOrZero = timedelta(milliseconds=200)
     exposure_sync: bool = False
     exposure_queue_limit: Annotated[int, Ge(1)] = 10_000
-    history_store: SecretStr = SecretStr("")
+    history_store: Annotated[SecretStr, AfterValidator(_store)] = SecretStr("")
     history_deadline: Duration = timedelta(milliseconds=50)
     history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
     drain_delay: DurationOrZero = timedelta(0)
