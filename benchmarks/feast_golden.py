@@ -49,7 +49,8 @@ HASHED = ["", "a", "ab", "abc", "user_counts:clicks", "größe:ü", "a-longer-na
 
 def entity_key(names: list[str], values: list[Value]) -> str:
     """Hexadecimal key of one entity in the project `shop`."""
-    return _redis_key("shop", EntityKey(join_keys=names, entity_values=values)).hex()
+    key: bytes = _redis_key("shop", EntityKey(join_keys=names, entity_values=values))
+    return key.hex()
 
 
 def main() -> None:

@@ -193,6 +193,7 @@ class RedisHashReader:
         self, client: Redis | RedisCluster, layout: HashLayout, *, clock: Callable[[], int] = now_micros
     ) -> None:
         self._client: Any = client
+        self._cluster: Final = isinstance(client, RedisCluster)
         self._layout = layout
         self._clock = clock
 
@@ -208,8 +209,8 @@ class RedisHashReader:
         if not commands:
             return []
         try:
-            if isinstance(self._client, RedisCluster):
-                pipeline: Any = self._client.pipeline()
+            if self._cluster:
+                pipeline = self._client.pipeline()
                 for command in commands:
                     pipeline.execute_command(*command)
                 replies = list(pipeline.execute(raise_on_error=False))
@@ -231,6 +232,7 @@ class AsyncRedisHashReader:
         self, client: AsyncRedis | AsyncRedisCluster, layout: HashLayout, *, clock: Callable[[], int] = now_micros
     ) -> None:
         self._client: Any = client
+        self._cluster: Final = isinstance(client, AsyncRedisCluster)
         self._layout = layout
         self._clock = clock
 
@@ -239,10 +241,9 @@ class AsyncRedisHashReader:
         commands = _commands(self._layout, wanted)
         if not commands:
             return []
-        cluster = isinstance(self._client, AsyncRedisCluster)
         try:
             async with asyncio.timeout(deadline):
-                pipeline = self._client.pipeline() if cluster else self._client.pipeline(transaction=False)
+                pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
                 for command in commands:
                     pipeline.execute_command(*command)
                 replies = list(await pipeline.execute(raise_on_error=False))
