@@ -102,7 +102,7 @@ class Watched:
         """Let the replica get nothing more; it must go on after the master is dead."""
         self.replica.pause()
         with redis.Redis(port=self.master.port) as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
 
     def steps(self, killed: float) -> dict[str, float]:
         """Seconds from `killed`, seconds since 1970, to the earliest line of each kind in the sentinels' logs."""
