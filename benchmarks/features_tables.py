@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _TITLES: Final = {
     "redis": "Redis",
     "embedded": "embedded (LMDB)",
+    "feast": "Feast, in a process of its own",
+    "feast_hashes": "this reader on Feast's hashes",
     "raw_pipeline": "raw pipeline of GETs",
     "raw_mget": "raw MGET",
 }
@@ -56,7 +58,46 @@ def writes_table(figures: Named) -> Table:
     return Table("writes to the feature store", header, rows)
 
 
-TABLES: Final[dict[str, Callable[[Named], Table]]] = {"": reads_table, "writes": writes_table}
+def events_table(figures: Named) -> Table:
+    """How soon an event is in the next recommendation."""
+    columns = ("event_visible.p50", "event_visible.p99", "event_visible.at_once")
+    stores = [store for store in _TITLES if f"features.{store}.event_visible.p50" in figures]
+    rows = [[_TITLES[store], *(cell(figures, f"features.{store}.{name}") for name in columns)] for store in stores]
+    return Table("from an event to the next recommendation", ["store", "p50 ms", "p99 ms", "in the first answer"], rows)
+
+
+_STEPS: Final = {
+    "sdown": "a sentinel believes that the master is dead",
+    "odown": "two do",
+    "elected_leader": "one is elected to act",
+    "promoted_slave": "the replica says that it is a master",
+    "switch_master": "the sentinels name it",
+    "seconds": "a write is acknowledged",
+}
+
+
+def failover_table(figures: Named) -> Table:
+    """Seconds after a master was killed."""
+    rows = [
+        [title, cell(figures, f"features.failover.{name}")]
+        for name, title in _STEPS.items()
+        if f"features.failover.{name}" in figures
+    ]
+    for name, title in (
+        ("lost", "acknowledged events lost"),
+        ("missing", "of these missing after the log was sent again"),
+    ):
+        if f"features.failover.{name}" in figures:
+            rows.append([title, cell(figures, f"features.failover.{name}")])
+    return Table("a Redis master is killed", ["until", "s, median of the kills"], rows)
+
+
+TABLES: Final[dict[str, Callable[[Named], Table]]] = {
+    "": reads_table,
+    "writes": writes_table,
+    "events": events_table,
+    "failover": failover_table,
+}
 
 
 def is_mark(rest: str) -> bool:

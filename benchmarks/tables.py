@@ -130,7 +130,7 @@ _OTHERS: Final[dict[str, tuple[str, str, str]]] = {
     "import": ("import-model --out DIR", "import_model.json", "benchmarks.import_tables"),
     "rere-speed": ("rere-speed --run RUN --data WORK", "rere_speed.json", "benchmarks.rere_speed_tables"),
     "rere": ("rere", "rere.json", "benchmarks.rere_tables"),
-    "features": ("features", "features.json", "benchmarks.features_tables"),
+    "features": ("features --registry REGISTRY", "features.json", "benchmarks.features_tables"),
     "retrieval": ("retrieval", "retrieval.json", "benchmarks.retrieval"),
     "smec": ("smec", "smec.json", "benchmarks.smec_tables"),
     "cold": ("cold", "cold.json", "benchmarks.cold_tables"),

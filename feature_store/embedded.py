@@ -46,6 +46,11 @@ class EmbeddedFeatureStore:
         self._environment = lmdb.open(str(path), map_size=map_bytes, max_readers=_MAX_READERS)
         self._environment.reader_check()  # a killed reader would keep old pages from being used again
 
+    @property
+    def epoch(self) -> int:
+        """See `FeatureStore.epoch`: what was acknowledged is on the disk."""
+        return 0
+
     def put(self, writes: Sequence[Write]) -> list[bool]:
         """See `FeatureStore.put`."""
         now = self._clock()

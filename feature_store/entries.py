@@ -83,9 +83,9 @@ class EntryCodec:
         if isinstance(seq, bool) or not isinstance(seq, int) or seq not in range(-(2**63), 2**63):
             raise InputError("the position of an entry is an integer of 64 bits", field="seq", value=seq,
                              remedy="give the event's position in its source")  # fmt: skip
-        if not isinstance(event_id, str) or not 0 < len(event_id) <= _MAX_EVENT_ID or not event_id.isprintable():
-            raise InputError("the id of an entry is a printable text", field="event_id", value=event_id,
-                             remedy=f"give 1 to {_MAX_EVENT_ID} characters")  # fmt: skip
+        if not isinstance(event_id, str) or not 0 < len(event_id) <= _MAX_EVENT_ID or not _is_unicode(event_id):
+            raise InputError("the id of an entry is a text", field="event_id", value=event_id,
+                             remedy=f"give 1 to {_MAX_EVENT_ID} characters of valid Unicode")  # fmt: skip
         fields = {name: value for name, value in row.items() if name not in ORDER_FIELDS}
         return (check_time("time", row.get("time")), seq, event_id, *pack_fields(self._view, fields))
 
@@ -148,6 +148,15 @@ class EntryCodec:
                 merged[_ORDER(entry)] = entry
         ordered = sorted((entry for entry in merged.values() if entry[0] > floor), key=_ORDER)
         return Held(ordered[max(0, len(ordered) - self._limit) :], floor, created_at, held.generation)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be encoded: the event log takes all such ids."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def same_generation(base: bytes | None) -> bytes:

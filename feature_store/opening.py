@@ -11,12 +11,19 @@ from urllib.parse import unquote, urlsplit
 from recsys.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import redis.asyncio.cluster
+    import redis.cluster
+
     from feature_store.redis_async import AsyncRedisFeatureStore
+    from feature_store.redis_hashes import AsyncRedisHashReader, HashLayout, RedisHashReader
     from feature_store.store import FeatureStore
 
 LMDB: Final = "lmdb:"
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
+_MAX_CONNECTIONS: Final = 1_000  # redis-py refuses the hundred-and-first read at a time unless told otherwise
 _FORMS: Final = (
     "give lmdb:DIRECTORY, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE "
     "or redis+cluster://HOST:PORT,HOST:PORT; user:password@ may stand before the hosts"
@@ -107,27 +114,33 @@ def open_store(address: str, timeouts: Timeouts | None = None) -> FeatureStore:
         from feature_store.embedded import EmbeddedFeatureStore
 
         return EmbeddedFeatureStore(Path(address.removeprefix(LMDB)))
-    import redis
-    from redis.cluster import ClusterNode, RedisCluster
-    from redis.sentinel import Sentinel
+    from feature_store.redis_store import OpenedConnections, RedisFeatureStore
 
-    from feature_store.redis_commands import FAILURES
-    from feature_store.redis_store import RedisFeatureStore
+    opened = OpenedConnections()
+    return RedisFeatureStore(_client(address, timeouts, opened), opened=opened)
 
-    where = RedisAddress.parse(address)
-    options, watchers = _options(where, timeouts or Timeouts())
-    if where.kind == "redis":
-        ((host, port),) = where.hosts
-        return RedisFeatureStore(redis.Redis(host=host, port=port, db=where.database, **options, **_no_retry()))
-    if where.kind == "redis+sentinel":
-        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watchers)  # type: ignore[no-untyped-call]
-        return RedisFeatureStore(sentinel.master_for(where.service, db=where.database, **options, **_no_retry()))
-    nodes = [ClusterNode(host, port) for host, port in where.hosts]  # type: ignore[no-untyped-call]
-    try:
-        return RedisFeatureStore(RedisCluster(startup_nodes=nodes, **options, retry=_no_retry()["retry"]))
-    except FAILURES as error:
-        raise UnavailableError(f"no node of the cluster answers: {error}", field="store", value=str(where.hosts),
-                               remedy="check the addresses, then repeat") from error  # fmt: skip
+
+def open_hashes(address: str, layout: HashLayout, timeouts: Timeouts | None = None) -> RedisHashReader:
+    """Open hashes that something else writes, for threads.
+
+    Raises:
+        ConfigError: see `open_store`.
+        UnavailableError: see `open_store`.
+    """
+    from feature_store.redis_hashes import RedisHashReader
+
+    return RedisHashReader(_client(address, timeouts), layout)
+
+
+def open_async_hashes(address: str, layout: HashLayout, timeouts: Timeouts | None = None) -> AsyncRedisHashReader:
+    """Open hashes that something else writes, for coroutines.
+
+    Raises:
+        ConfigError: see `open_async_store`.
+    """
+    from feature_store.redis_hashes import AsyncRedisHashReader
+
+    return AsyncRedisHashReader(_async_client(address, timeouts), layout)
 
 
 def open_async_store(address: str, timeouts: Timeouts | None = None) -> AsyncRedisFeatureStore:
@@ -136,26 +149,59 @@ def open_async_store(address: str, timeouts: Timeouts | None = None) -> AsyncRed
     Raises:
         ConfigError: an address of another form, or one of an embedded store, which needs no waiting.
     """
+    from feature_store.redis_async import AsyncRedisFeatureStore
+
+    return AsyncRedisFeatureStore(_async_client(address, timeouts))
+
+
+def _client(
+    address: str, timeouts: Timeouts | None, opened: Callable[[Any], None] | None = None
+) -> redis.Redis | redis.cluster.RedisCluster:
+    """A client for threads; `opened` is called for each connection, of a Cluster's client never."""
+    import redis
+    from redis.cluster import ClusterNode, RedisCluster
+    from redis.sentinel import Sentinel
+
+    from feature_store.redis_commands import FAILURES
+
+    where = RedisAddress.parse(address)
+    options, watchers = _options(where, timeouts or Timeouts())
+    own: dict[str, Any] = {"db": where.database, "redis_connect_func": opened, **_no_retry()}
+    if where.kind == "redis":
+        ((host, port),) = where.hosts
+        return redis.Redis(host=host, port=port, **options, **own)
+    if where.kind == "redis+sentinel":
+        watching = watchers | _no_retry()
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watching)  # type: ignore[no-untyped-call]
+        client: redis.Redis = sentinel.master_for(where.service, **options, **own)
+        return client
+    nodes = [ClusterNode(host, port) for host, port in where.hosts]  # type: ignore[no-untyped-call]
+    try:
+        return RedisCluster(startup_nodes=nodes, **options, retry=_no_retry()["retry"])
+    except FAILURES as error:
+        raise UnavailableError(f"no node of the cluster answers: {error}", field="store", value=str(where.hosts),
+                               remedy="check the addresses, then repeat") from error  # fmt: skip
+
+
+def _async_client(address: str, timeouts: Timeouts | None) -> redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster:
+    """A client for coroutines."""
     import redis.asyncio as redis
     from redis.asyncio.cluster import ClusterNode, RedisCluster
     from redis.asyncio.sentinel import Sentinel
 
-    from feature_store.redis_async import AsyncRedisFeatureStore
-
     where = RedisAddress.parse(address)
     options, watchers = _options(where, timeouts or Timeouts())
+    own: dict[str, Any] = {"db": where.database, **_no_retry(coroutines=True)}
     if where.kind == "redis":
         ((host, port),) = where.hosts
-        return AsyncRedisFeatureStore(
-            redis.Redis(host=host, port=port, db=where.database, **options, **_no_retry(coroutines=True))
-        )
+        return redis.Redis(host=host, port=port, **options, **own)
     if where.kind == "redis+sentinel":
-        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watchers)  # type: ignore[no-untyped-call]
-        client = sentinel.master_for(where.service, db=where.database, **options, **_no_retry(coroutines=True))
-        return AsyncRedisFeatureStore(client)
+        watching = watchers | _no_retry(coroutines=True)
+        sentinel: Any = Sentinel(list(where.hosts), sentinel_kwargs=watching)  # type: ignore[no-untyped-call]
+        client: redis.Redis = sentinel.master_for(where.service, **options, **own)
+        return client
     nodes = [ClusterNode(host, port) for host, port in where.hosts]
-    retry = _no_retry(coroutines=True)["retry"]
-    return AsyncRedisFeatureStore(RedisCluster(startup_nodes=nodes, **options, retry=retry))
+    return RedisCluster(startup_nodes=nodes, **options, retry=own["retry"])
 
 
 def _options(where: RedisAddress, timeouts: Timeouts) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -166,11 +212,12 @@ def _options(where: RedisAddress, timeouts: Timeouts) -> tuple[dict[str, Any], d
         "protocol": 2,
     }
     login = {"username": where.user or None, "password": where.password or None}
-    return waits | login | {"client_name": "windfire-features"}, waits
+    own = {"client_name": "windfire-features", "max_connections": _MAX_CONNECTIONS}
+    return waits | login | own, waits
 
 
 def _no_retry(*, coroutines: bool = False) -> dict[str, Any]:
-    """redis-py tries ten times unless told otherwise."""
+    """redis-py tries ten times unless told otherwise, a Sentinel that died with the master too."""
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.backoff import NoBackoff
     from redis.retry import Retry

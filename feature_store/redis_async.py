@@ -6,12 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import NoScriptError
 
 from feature_store.reading import keys_of, missing, readings_of
-from feature_store.redis_commands import FAILURES, Call, failure, fetched, reason_of, write_flow
+from feature_store.redis_commands import FAILURES, fetched, reason_of, write_trips
 from feature_store.store import now_micros, prepare_merge, prepare_write
-from recsys.errors import WindfireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,8 +17,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from feature_store.reading import Reading, Wanted
-    from feature_store.redis_commands import Flow, Step
-    from feature_store.store import Merge, Write
+    from feature_store.redis_commands import Trip
+    from feature_store.store import Merge, Prepared, Write
 
 
 class AsyncRedisFeatureStore:
@@ -42,12 +40,12 @@ class AsyncRedisFeatureStore:
     async def put(self, writes: Sequence[Write]) -> list[bool]:
         """See `RedisFeatureStore.put`."""
         now = self._clock()
-        return await self._drive(write_flow([prepare_write(write, now) for write in writes]))
+        return await self._write([prepare_write(write, now) for write in writes])
 
     async def merge(self, merges: Sequence[Merge]) -> None:
         """See `RedisFeatureStore.merge`."""
         now = self._clock()
-        await self._drive(write_flow([prepare_merge(merge, now) for merge in merges]))
+        await self._write([prepare_merge(merge, now) for merge in merges])
 
     async def read(self, wanted: Sequence[Wanted], *, deadline: float | None = None) -> list[Reading]:
         """See `FeatureStore.read`."""
@@ -80,43 +78,24 @@ class AsyncRedisFeatureStore:
             pipeline.get(key)
         return fetched(await pipeline.execute(raise_on_error=False))
 
-    async def _drive(self, flow: Flow) -> list[bool]:
+    async def _write(self, prepared: Sequence[Prepared | None]) -> list[bool]:
+        trips = write_trips(prepared, cluster=self._cluster)
         try:
-            step = next(flow)
+            trip = next(trips)
             while True:
                 try:
-                    replies = await self._perform(step)
-                except WindfireError as error:
-                    step = flow.throw(error)
+                    replies = await self._send(trip)
+                except FAILURES as error:
+                    trip = trips.throw(error)
                 else:
-                    step = flow.send(replies)
+                    trip = trips.send(replies)
         except StopIteration as stop:
             return list(stop.value)
 
-    async def _perform(self, step: Step) -> list[Any]:
-        calls = [one for one in step if isinstance(one, Call)]
-        try:
-            if not calls:
-                return await self._fetch([one for one in step if isinstance(one, bytes)])
-            if self._cluster:
-                replies = await self._pipeline([call.by_text() for call in calls])
-            else:
-                replies = await self._pipeline([call.by_sha() for call in calls])
-                unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-                taught = await self._pipeline([calls[place].by_text() for place in unknown])
-                for place, reply in zip(unknown, taught, strict=True):
-                    replies[place] = reply
-        except FAILURES as error:
-            raise failure(error, calls[0].keys[-1] if calls else None) from error
-        for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, Exception):
-                raise failure(reply, call.keys[-1]) from reply
-        return replies
-
-    async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        if not commands:
-            return []
+    async def _send(self, trip: Trip) -> list[Any]:
+        if isinstance(trip[0], bytes):
+            return await self._fetch([key for key in trip if isinstance(key, bytes)])
         pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
-        for command in commands:
+        for command in trip:
             pipeline.execute_command(*command)
         return list(await pipeline.execute(raise_on_error=False))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.exceptions import (
     ClusterDownError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
@@ -83,6 +84,10 @@ class Call(NamedTuple):
 Step = list[Call] | list[bytes]
 """One round trip: scripts to run, or keys to fetch."""
 Flow = Generator[Step, list[Any], list[bool]]
+Command = tuple[Any, ...]
+Trip = list[Command] | list[bytes]
+"""One round trip as it is sent: commands of one pipeline, or keys to fetch."""
+Trips = Generator[Trip, list[Any], list[bool]]
 
 
 def write_flow(prepared: Sequence[Prepared | None]) -> Flow:
@@ -147,15 +152,61 @@ def _of(prepared: Sequence[Prepared | None], number: int) -> Prepared:
     return one
 
 
+def write_trips(prepared: Sequence[Prepared | None], *, cluster: bool) -> Trips:
+    """What is sent for a put or a merge, round trip by round trip; whoever drives it sends and hands back replies.
+
+    An error of redis-py (`FAILURES`) that ended a round trip is thrown in; error answers among the replies are replies.
+
+    Args:
+        prepared: the writes.
+        cluster: whose pipelines take no EVALSHA; else a server that does not know a script is taught it by one more
+            round trip.
+
+    Raises:
+        UnavailableError: not acknowledged.
+        DataError: a key holds something of another type.
+    """
+    flow = write_flow(prepared)
+    try:
+        step = next(flow)
+        while True:
+            try:
+                replies = yield from _step_trips(step, cluster=cluster)
+            except WindfireError as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(replies)
+    except StopIteration as stop:
+        return list(stop.value)
+
+
+def _step_trips(step: Step, *, cluster: bool) -> Generator[Trip, list[Any], list[Any]]:
+    calls = [one for one in step if isinstance(one, Call)]
+    try:
+        if not calls:
+            return (yield [one for one in step if isinstance(one, bytes)])
+        replies: list[Any] = yield [call.by_text() if cluster else call.by_sha() for call in calls]
+        if unknown := [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+            taught: list[Any] = yield [calls[place].by_text() for place in unknown]
+            for place, reply in zip(unknown, taught, strict=True):
+                replies[place] = reply
+    except FAILURES as error:
+        raise failure(error, calls[0].keys[-1] if calls else None) from error
+    for call, reply in zip(calls, replies, strict=True):
+        if isinstance(reply, Exception):
+            raise failure(reply, call.keys[-1]) from reply
+    return replies
+
+
 def failure(error: BaseException, key: bytes | None = None) -> WindfireError:
     """What a writer is told of an error of redis-py."""
     # Redis 6 wraps what a script met into an error of its own.
+    if not isinstance(error, _OUTAGES) and "WRONGTYPE" in str(error):
+        return DataError(f"Redis refused a write: {error}", field="key", value=key,
+                         remedy="see what else uses this key")  # fmt: skip
     full = isinstance(error, OutOfMemoryError) or "OOM command" in str(error)
-    if full or isinstance(error, _OUTAGES) or "READONLY" in str(error):
-        remedy = "give Redis memory" if full else "check that Redis runs, then repeat"
-        return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
-    return DataError(f"Redis refused a write: {error}", field="key", value=key,
-                     remedy="see whether something else uses this key")  # fmt: skip
+    remedy = "give Redis memory" if full else "check that Redis runs and takes writes, then repeat"
+    return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
 
 
 def reason_of(error: BaseException) -> Reason:

@@ -6,12 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.cluster import RedisCluster
-from redis.exceptions import NoScriptError
+from redis.exceptions import ResponseError
 
 from feature_store.reading import Reason, keys_of, missing, readings_of
-from feature_store.redis_commands import FAILURES, Call, failure, fetched, reason_of, write_flow
+from feature_store.redis_commands import FAILURES, fetched, reason_of, write_trips
 from feature_store.store import now_micros, prepare_merge, prepare_write
-from recsys.errors import WindfireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,8 +18,24 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from feature_store.reading import Reading, Wanted
-    from feature_store.redis_commands import Flow, Step
-    from feature_store.store import Merge, Write
+    from feature_store.redis_commands import Command, Trip
+    from feature_store.store import Merge, Prepared, Write
+
+
+class OpenedConnections:
+    """Counts the connections of a client; redis-py calls it, as `redis_connect_func`, for each new one.
+
+    Attributes:
+        count: so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, connection: Any) -> None:
+        """Log in and choose the database, as redis-py does where there is no such function."""
+        connection.on_connect()
+        self.count += 1
 
 
 class RedisFeatureStore:
@@ -36,11 +51,19 @@ class RedisFeatureStore:
 
     Args:
         client: without `decode_responses`; closed by `close`.
+        opened: counts the client's connections, for `epoch`; None: not counted.
         clock: now, in UTC microseconds.
     """
 
-    def __init__(self, client: Redis | RedisCluster, *, clock: Callable[[], int] = now_micros) -> None:
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        *,
+        opened: OpenedConnections | None = None,
+        clock: Callable[[], int] = now_micros,
+    ) -> None:
         self._client: Any = client
+        self._opened = opened
         self._clock = clock
         self._cluster: Final = isinstance(client, RedisCluster)
 
@@ -51,7 +74,7 @@ class RedisFeatureStore:
             DataError: a key holds something of another type.
         """
         now = self._clock()
-        return self._drive(write_flow([prepare_write(write, now) for write in writes]))
+        return self._write([prepare_write(write, now) for write in writes])
 
     def merge(self, merges: Sequence[Merge]) -> None:
         """See `FeatureStore.merge`.
@@ -60,7 +83,7 @@ class RedisFeatureStore:
             DataError: a key holds something of another type.
         """
         now = self._clock()
-        self._drive(write_flow([prepare_merge(merge, now) for merge in merges]))
+        self._write([prepare_merge(merge, now) for merge in merges])
 
     def read(self, wanted: Sequence[Wanted], *, deadline: float | None = None) -> list[Reading]:
         """See `FeatureStore.read`."""
@@ -73,6 +96,11 @@ class RedisFeatureStore:
         except FAILURES as error:
             return [missing(reason_of(error))] * len(wanted)
         return readings_of(wanted, iter(raws), self._clock())
+
+    @property
+    def epoch(self) -> int:
+        """See `FeatureStore.epoch`: the connections opened so far."""
+        return 0 if self._opened is None else self._opened.count
 
     def ping(self) -> bool:
         """Open a connection and teach the server nothing; whether it answered. Call it before the first request."""
@@ -91,55 +119,71 @@ class RedisFeatureStore:
             for key in keys:
                 pipeline.get(key)
             return fetched(pipeline.execute(raise_on_error=False))
-        # Not client.mget: only a connection takes the time that is left for this one answer.
-        pool = self._client.connection_pool
-        connection = pool.get_connection()
-        try:
-            left = None if ends is None else ends - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError(Reason.DEADLINE)
-            connection.send_command("MGET", *keys)
-            return list(connection.read_response() if left is None else connection.read_response(timeout=left))
-        finally:
-            pool.release(connection)
+        (reply,) = exchange(self._client, [("MGET", *keys)], ends)
+        if isinstance(reply, Exception):
+            raise reply
+        return list(reply)
 
-    def _drive(self, flow: Flow) -> list[bool]:
+    def _write(self, prepared: Sequence[Prepared | None]) -> list[bool]:
+        trips = write_trips(prepared, cluster=self._cluster)
         try:
-            step = next(flow)
+            trip = next(trips)
             while True:
                 try:
-                    replies = self._perform(step)
-                except WindfireError as error:
-                    step = flow.throw(error)
+                    replies = self._send(trip)
+                except FAILURES as error:
+                    trip = trips.throw(error)
                 else:
-                    step = flow.send(replies)
+                    trip = trips.send(replies)
         except StopIteration as stop:
             return list(stop.value)
 
-    def _perform(self, step: Step) -> list[Any]:
-        calls = [one for one in step if isinstance(one, Call)]
-        try:
-            if not calls:
-                return self._fetch([one for one in step if isinstance(one, bytes)], None)
-            if self._cluster:
-                replies = self._pipeline([call.by_text() for call in calls])
-            else:
-                replies = self._pipeline([call.by_sha() for call in calls])
-                unknown = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-                taught = self._pipeline([calls[place].by_text() for place in unknown])
-                for place, reply in zip(unknown, taught, strict=True):
-                    replies[place] = reply
-        except FAILURES as error:
-            raise failure(error, calls[0].keys[-1] if calls else None) from error
-        for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, Exception):
-                raise failure(reply, call.keys[-1]) from reply
-        return replies
-
-    def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        if not commands:
-            return []
+    def _send(self, trip: Trip) -> list[Any]:
+        if isinstance(trip[0], bytes):
+            return self._fetch([key for key in trip if isinstance(key, bytes)], None)
         pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
-        for command in commands:
+        for command in trip:
             pipeline.execute_command(*command)
         return list(pipeline.execute(raise_on_error=False))
+
+
+def exchange(client: Redis, commands: Sequence[Command], ends: float | None) -> list[Any]:
+    """Send commands in one go over one connection; their replies, error answers among them.
+
+    Not a pipeline of redis-py: only a connection takes the time that is left.
+
+    Args:
+        client: of a single server or of Sentinel.
+        commands: at least one.
+        ends: monotonic seconds; None: the client's timeouts alone.
+
+    Raises:
+        TimeoutError: `ends` has passed. What redis-py raises of an outage (`FAILURES`) comes through.
+    """
+    pool: Any = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        _left(ends)
+        connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                left = _left(ends)
+                replies.append(connection.read_response() if left is None else connection.read_response(timeout=left))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        connection.disconnect()  # else its late answer would be taken for the next one's; Sentinel's class keeps it
+        raise
+    finally:
+        pool.release(connection)
+    return replies
+
+
+def _left(ends: float | None) -> float | None:
+    if ends is None:
+        return None
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(Reason.DEADLINE)
+    return left

@@ -63,6 +63,14 @@ class FeatureStore(Protocol):
     as its view's `keep` is ignored. Stored bytes that cannot be read give way to what is written.
     """
 
+    @property
+    def epoch(self) -> int:
+        """Changes where writes that were acknowledged before may be lost since; compare it before and after a write.
+
+        A server that was reached anew may be another one, or the same with an empty memory. A Cluster does not tell.
+        """
+        ...
+
     def put(self, writes: Sequence[Write]) -> list[bool]:
         """Write or delete values. Says which of them are what the store now holds because of this call.
 

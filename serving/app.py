@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import structlog
 from fastapi import FastAPI
 
-from feature_store.history import EmbeddedHistoryStore
+from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
 from serving.engine import InProcessEngine
 from serving.errors import install
+from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import EngineMetrics, Metrics
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from serving.engine import Engine, EngineKeeper
+    from serving.histories import Histories
+    from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -65,20 +68,14 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     """Open everything in the order of need; the stack closes it in reverse."""
     event_log = EventLog(settings.state / "events")  # first: its lock refuses a second server on the same state
     stack.callback(event_log.close)
-    histories = EmbeddedHistoryStore(settings.state / "history")
-    stack.callback(histories.close)
-    intake = EventIntake(
-        event_log,
-        histories,
-        ConsumerOffsets(settings.state / "offsets"),
-        actions=settings.history_actions,
-        skew=settings.event_clock_skew,
-        metrics=metrics,
-    )
-    await asyncio.to_thread(intake.replay)
-    stack.callback(intake.save_progress)
+    histories = open_histories(settings, event_log, ConsumerOffsets(settings.state / "offsets"), metrics)
+    stack.push_async_callback(histories.close)
+    await asyncio.to_thread(histories.start)
+    stack.callback(histories.save)
+    intake = EventIntake(event_log, histories, skew=settings.event_clock_skew)
     events = GroupWriter("windfire-events", intake.write, limit=settings.event_queue_limit)
     stack.callback(events.close)
+    stack.push_async_callback(_cancel, asyncio.create_task(_retry(histories, events)))
     exposure_log = ExposureLog(settings.state / "exposures")
     stack.callback(exposure_log.close)
     for records in (event_log.records, exposure_log.records):
@@ -116,6 +113,15 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher
+
+
+async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:
+    """Let histories that are behind catch up, in the thread that writes them, although nobody sends an event."""
+    while True:
+        await asyncio.sleep(RETRY_SECONDS)
+        if histories.behind:
+            with suppress(UnavailableError):
+                await asyncio.wrap_future(events.submit([]))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

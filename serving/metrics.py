@@ -5,10 +5,16 @@ The engine's counters stand apart, because several front-ends may share one engi
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from feature_store.reading import Status
+
+if TYPE_CHECKING:
+    from feature_store.reading import Reading
+
+_AGES: Final = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0, 7_776_000.0, 31_536_000.0)
 _SECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
 
 
@@ -57,7 +63,12 @@ class Metrics:
         unknown_items: item ids in histories that the catalog does not have.
         events: event rows by result.
         exposures_dropped: exposures that found the queue full or the disk failing.
-        history_failures: durable events whose merge into a history failed; replayed at the next start.
+        history_failures: durable events whose merge into a history failed; they are tried again.
+        history_refused: merges in which a key of the feature store held something else than a history.
+        histories_behind: 1 while durable events are not in the feature store.
+        feature_reads: reads by view, status and reason.
+        feature_seconds: of one read by view.
+        feature_age: seconds from a value's event time, or from a history's newest entry, to its read.
         connected: 1 while the engine can be asked; one in this process always can.
         lost: recommend requests whose engine process went away before its answer.
     """
@@ -83,6 +94,23 @@ class Metrics:
         self.history_failures = Counter(
             "windfire_history_failures", "Durable events not yet in a history.", registry=registry
         )
+        self.history_refused = Counter(
+            "windfire_history_refused", "Merges that met a key of another type.", registry=registry
+        )
+        self.histories_behind = Gauge(
+            "windfire_histories_behind", "1 while events are not in the feature store.", registry=registry
+        )
+        self.feature_reads = Counter(
+            "windfire_feature_reads", "Reads of features.", ["view", "status", "reason"], registry=registry
+        )
+        self.feature_seconds = Histogram(
+            "windfire_feature_read_seconds", "Seconds per read of features.", ["view"], buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.feature_age = Histogram(
+            "windfire_feature_age_seconds", "Age of features when they were read.", ["view"], buckets=_AGES,
+            registry=registry,
+        )  # fmt: skip
         self.connected = Gauge("windfire_engine_connected", "1 while the engine can be asked.", registry=registry)
         self.connected.set(1)
         self.lost = Counter("windfire_engine_lost", "Requests whose engine process went away.", registry=registry)
@@ -90,6 +118,13 @@ class Metrics:
     def observe(self, route: str, tier: str, status: int, seconds: float) -> None:
         """Count one finished request."""
         self.requests.labels(route, tier, str(status)).observe(seconds)
+
+    def observe_reading(self, view: str, reading: Reading, seconds: float, now: int) -> None:
+        """Count one read of a view; `now` in UTC microseconds."""
+        self.feature_reads.labels(view, reading.status.value, reading.reason.value.replace(" ", "_")).inc()
+        self.feature_seconds.labels(view).observe(seconds)
+        if reading.status is not Status.MISSING and reading.event_time is not None:
+            self.feature_age.labels(view).observe((now - reading.event_time) / 1e6)
 
     def render(self, engine: bytes = b"") -> bytes:
         """The Prometheus text format, with the engine's part behind it."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import structlog
 from fastapi import APIRouter, Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from feature_store.reading import Status
+from feature_store.standard import recent_items
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from recsys.event_log import Exposure
@@ -32,6 +34,7 @@ from serving.schemas import (
     Filters,
     FoundAnswer,
     Health,
+    HistorySource,
     Readiness,
     RecommendAnswer,
     RecommendRequest,
@@ -41,7 +44,7 @@ from serving.schemas import (
 from serving.services import Services, services_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from serving.engine import EngineAnswer
 
@@ -56,13 +59,15 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 @router.post("/v1/recommend", response_model=RecommendAnswer, responses=_BODY_ERRORS, tags=["recommend"])
 async def recommend(body: RecommendRequest, request: Request, services: ServicesOf) -> Response:
     """Recommend items to a known user, behind an inline history, or to anybody."""
-    now = time.time_ns() // 1_000
-    answer = await _unless_gone(request, services.engine.recommend(_engine_request(body, services, now)))
+    now, deadline = time.time_ns() // 1_000, _deadline(services)
+    history = await _history(body, services)
+    wanted = _engine_request(body, history, now, deadline)
+    answer = await _unless_gone(request, services.engine.recommend(wanted))
     request_id = request.scope[REQUEST_ID]
     request.scope[TIER] = answer.served_by.value
     _count(services, answer, request_id)
     await _expose(services, _exposure(answer, request_id, now, user_id=body.user_id, scene=body.scene))
-    return json_response(_answer_body(body, answer, request_id))
+    return json_response(_answer_body(body, history, answer, request_id))
 
 
 @router.post("/v1/similar", response_model=FoundAnswer, responses=_SIMILAR_ERRORS, tags=["retrieval"])
@@ -195,15 +200,30 @@ def _conditions(filters: Filters) -> CatalogFilter:
     )
 
 
-def _engine_request(body: RecommendRequest, services: Services, now: int) -> EngineRequest:
-    history = body.history
-    if history is None:
-        # A read of the memory-mapped store takes less time than a hop to another thread and back.
-        stored = services.histories.get(body.user_id).events if body.user_id is not None else ()
-        history = [event.item_id for event in stored]
+class _History(NamedTuple):
+    """Item ids, oldest first; where they come from; why there are no stored ones."""
+
+    items: Sequence[str]
+    source: HistorySource
+    missing: str | None = None
+
+
+async def _history(body: RecommendRequest, services: Services) -> _History:
+    """The history in the body, else the stored one, else none."""
+    if body.history is not None:
+        return _History(body.history, HistorySource.REQUEST)
+    if body.user_id is None:
+        return _History((), HistorySource.NONE)
+    reading = await services.histories.of(body.user_id)
+    if reading.status is Status.MISSING:
+        return _History((), HistorySource.NONE, reading.reason.value.replace(" ", "_"))
+    return _History(recent_items(reading), HistorySource.STORE)
+
+
+def _engine_request(body: RecommendRequest, history: _History, now: int, deadline: float) -> EngineRequest:
     filters = body.filters
     return EngineRequest(
-        history=history,
+        history=history.items,
         n=body.n,
         time=now,
         scene=body.scene,
@@ -211,7 +231,7 @@ def _engine_request(body: RecommendRequest, services: Services, now: int) -> Eng
         allow=filters.allow,
         deny=filters.deny,
         exclude_seen=body.exclude_seen,
-        deadline=_deadline(services),
+        deadline=deadline,
     )
 
 
@@ -225,7 +245,7 @@ def _answer_items(answer: EngineAnswer) -> list[dict[str, Any]]:
     return items
 
 
-def _answer_body(body: RecommendRequest, answer: EngineAnswer, request_id: str) -> dict[str, Any]:
+def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer, request_id: str) -> dict[str, Any]:
     items, counts = _answer_items(answer), answer.counts
     return {
         "request_id": request_id,
@@ -235,6 +255,8 @@ def _answer_body(body: RecommendRequest, answer: EngineAnswer, request_id: str) 
         "catalog_version": answer.catalog_version,
         "arms": {},
         "truncated": answer.truncated,
+        "history_source": history.source.value,
+        "history_missing": history.missing,
         "items": items,
         "counts": {
             "requested": body.n,

@@ -46,6 +46,14 @@ class ServedBy(StrEnum):
     INDEX = "index"  # of similar and search; of a recommendation where the sources before it had nothing
 
 
+class HistorySource(StrEnum):
+    """Where the history of a recommendation comes from."""
+
+    REQUEST = "request"
+    STORE = "store"
+    NONE = "none"
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -116,6 +124,11 @@ class RecommendAnswer(_Answer):
     catalog_version: str
     arms: dict[str, str] = Field(description="Experiment to assigned arm.")
     truncated: bool = Field(description="Fewer than n items are eligible.")
+    history_source: HistorySource = Field(description="Whose history this follows: the request's, a stored one, none.")
+    history_missing: str | None = Field(
+        description="Why no stored history was used (absent, deleted, deadline, unavailable, corrupt, unknown_format); "
+        "null where one was used or none was asked for."
+    )
     items: list[AnswerItem]
     counts: Counts
 

@@ -10,9 +10,9 @@ from starlette.requests import Request  # FastAPI reads the annotation when it r
 from serving.schemas import Readiness
 
 if TYPE_CHECKING:
-    from feature_store.history import HistoryStore
     from recsys.event_log import EventLog, Exposure, GroupWriter
     from serving.engine import Engine, EngineKeeper
+    from serving.histories import Histories
     from serving.metrics import Metrics
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
@@ -37,7 +37,7 @@ class Services:
     settings: Settings
     metrics: Metrics
     engine: Engine
-    histories: HistoryStore
+    histories: Histories
     event_log: EventLog
     events: GroupWriter[list[EventRow], list[EventResult]]
     exposures: GroupWriter[Exposure, None]
@@ -60,6 +60,8 @@ class Services:
         warnings = [f"bundle_refused: {refused}"] if refused and versions else []
         if self.event_log.records.failed:
             warnings.append("event_log_failed: events are refused until a restart; look for errors of the disk")
+        if self.histories.behind:
+            warnings.append("histories_behind: the feature store does not take events; they are durable and follow")
         return Readiness(
             ready=not reasons,
             reasons=reasons,

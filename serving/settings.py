@@ -10,12 +10,16 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feature_store.opening import LMDB, RedisAddress
+from feature_store.store import CLOCK_SKEW
 from recsys.backends import EngineName
 from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
+
+_MOST_SKEW: Final = timedelta(microseconds=CLOCK_SKEW)
 
 
 class LogLevel(StrEnum):
@@ -68,7 +72,23 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value  # an empty path would be the current directory
 
 
-_SECRET: Final = (("vllm_url",),)  # where somebody may have written a password or a token
+def _store(value: SecretStr) -> SecretStr:
+    address = value.get_secret_value()
+    if address and not address.startswith(LMDB):
+        try:
+            RedisAddress.parse(address)
+        except ConfigError:  # its words repeat the address
+            raise ValueError("must be lmdb:DIRECTORY, redis://, redis+sentinel://, redis+cluster:// or empty") from None
+    return value
+
+
+def _in_step(value: timedelta) -> timedelta:
+    if value > _MOST_SKEW:
+        raise ValueError("must be at most five minutes: the feature store takes no later times")
+    return value
+
+
+_SECRET: Final = (("vllm_url",), ("history_store",))  # where somebody may have written a password or a token
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
 PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
@@ -106,11 +126,13 @@ class Settings(BaseSettings):
     catalog_log: PathOrNone = None
     cold_penalty: Annotated[float, Ge(0), Le(20)] = 0.0
     cold_lift: Annotated[float, Ge(0), Le(20)] = 0.0
-    event_clock_skew: DurationOrZero = timedelta(minutes=5)
+    event_clock_skew: Annotated[DurationOrZero, AfterValidator(_in_step)] = timedelta(minutes=5)
     event_queue_limit: Annotated[int, Ge(1)] = 1_000
     exposure_flush: DurationOrZero = timedelta(milliseconds=200)
     exposure_sync: bool = False
     exposure_queue_limit: Annotated[int, Ge(1)] = 10_000
+    history_store: Annotated[SecretStr, AfterValidator(_store)] = SecretStr("")
+    history_deadline: Duration = timedelta(milliseconds=50)
     history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)

@@ -115,7 +115,7 @@ class Demo:
         return [
             *self._source_steps(),
             Step("offline", command(*offline), offline, (tables_manifest,), offline_done),
-            Step("histories", self._load_histories, (), (tables_manifest,), self.state / "history"),
+            Step("histories", self._load_histories, (), (tables_manifest,), self.state / "features"),
         ]
 
     def last_steps(self) -> list[Step]:
@@ -147,14 +147,17 @@ class Demo:
         """Make the histories anew from the tables; the server adds its event log's events when it starts."""
         import shutil
 
-        from feature_store.history import HISTORY_CONSUMER, EmbeddedHistoryStore, load_tables
+        from feature_store.embedded import EmbeddedFeatureStore
+        from feature_store.standard import USER_RECENT
+        from feature_store.streaming import load_events
         from recsys.event_log import ConsumerOffsets
         from recsys.records import POSITIVE_ACTIONS
+        from serving.histories import consumer_name
 
-        shutil.rmtree(self.state / "history", ignore_errors=True)
-        ConsumerOffsets(self.state / "offsets").commit(HISTORY_CONSUMER, 0)
-        store = EmbeddedHistoryStore(self.state / "history")
-        load_tables(store, self.tables, POSITIVE_ACTIONS)
+        shutil.rmtree(self.state / "features", ignore_errors=True)
+        ConsumerOffsets(self.state / "offsets").commit(consumer_name(), 0)
+        store = EmbeddedFeatureStore(self.state / "features")
+        load_events(store, USER_RECENT, self.tables, POSITIVE_ACTIONS)
         store.close()
 
 

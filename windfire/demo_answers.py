@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -17,7 +18,7 @@ from recsys.errors import UnavailableError
 from windfire.demo import windfire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from recsys.bundle import Bundle
@@ -51,15 +52,21 @@ class Answer:
 
 
 @contextmanager
-def running_server(registry: Path, state: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running_server(
+    registry: Path, state: Path, port: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run `windfire serve` in a process of its own until the block ends; it is ready when the block begins.
+
+    `environment` is laid over this process's.
 
     Raises:
         UnavailableError: it ended, or did not become ready in two minutes; shows the end of its log.
     """
     arguments = ("serve", "--registry", str(registry), "--state", str(state), "--host", HOST, "--port", str(port))
     with log.open("wb") as output:
-        process = subprocess.Popen(windfire(arguments), stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            windfire(arguments), stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
     try:
         _wait_until_ready(process, port, log)
         yield process

@@ -15,8 +15,16 @@ import redis
 from benchmarks.redis_server import RedisServer, free_port
 from feature_store.encoding import Codec
 from feature_store.fields import Field, Kind
-from feature_store.opening import RedisAddress, Timeouts, open_async_store, open_store
+from feature_store.opening import (
+    RedisAddress,
+    Timeouts,
+    open_async_hashes,
+    open_async_store,
+    open_hashes,
+    open_store,
+)
 from feature_store.reading import TAIL, Reason, Status
+from feature_store.redis_hashes import PlainHashes
 from feature_store.redis_store import RedisFeatureStore
 from feature_store.store import FeatureStore, Merge, Write, now_micros
 from feature_store.views import View
@@ -233,6 +241,16 @@ def test_a_coroutine_gives_up_at_its_deadline_and_a_late_answer_is_not_taken(own
     assert asyncio.run(talk()) == [Reason.DEADLINE, True, {"clicks": 1}, Reason.UNAVAILABLE, False]
 
 
+def test_many_reads_at_a_time_are_all_answered(server: RedisServer) -> None:
+    async def talk() -> set[Reason]:
+        store = open_async_store(server.address, PATIENT)
+        found = await asyncio.gather(*(store.read([(COUNTS, f"crowd{number}")]) for number in range(150)))
+        await store.close()
+        return {reading.reason for (reading,) in found}
+
+    assert asyncio.run(talk()) == {Reason.ABSENT}
+
+
 CLUSTER = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
 
 
@@ -276,12 +294,22 @@ def test_a_cluster_serves_entities_of_all_nodes(cluster: list[RedisServer]) -> N
     assert min(sizes) > 0
     with redis.cluster.RedisCluster(port=cluster[0].port, host="127.0.0.1") as client:
         client.lpush(COUNTS.key("list"), "x")  # reads as absent and takes nothing from its neighbours
+        for n, user in enumerate(users):
+            client.hset(f"plain:{user}", mapping={"clicks": n})
+    reader = open_hashes(address, PlainHashes("plain:{entity}"), PATIENT)
+    assert [reading.values for reading in reader.read([(FOREVER, user) for user in users])] == [
+        {"clicks": n} for n in range(12)
+    ]
+    reader.close()
 
     async def talk() -> list[Any]:
         other = open_async_store(address, PATIENT)
         put = await other.put([Write(COUNTS, user, {"clicks": 7}, now_micros()) for user in users])
         found = await other.read([(COUNTS, user) for user in [*users, "list"]])
         await other.close()
+        hashes = open_async_hashes(address, PlainHashes("plain:{entity}"), PATIENT)
+        assert [reading.values for reading in await hashes.read([(FOREVER, users[7])])] == [{"clicks": 7}]
+        await hashes.close()
         return [put, [reading.values for reading in found]]
 
     assert asyncio.run(talk()) == [[True] * 12, [{"clicks": 7}] * 12 + [None]]

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
 
@@ -11,12 +14,13 @@ from benchmarks.redis_server import RedisServer
 from feature_store.embedded import EmbeddedFeatureStore
 from feature_store.fields import Field, Kind
 from feature_store.opening import open_store
-from feature_store.standard import USER_RECENT
+from feature_store.standard import USER_RECENT, recent_items
 from feature_store.store import FeatureStore, now_micros
-from feature_store.streaming import HistoryStream
+from feature_store.streaming import HistoryStream, load_events
 from feature_store.views import View
-from recsys.errors import ConfigError, UnavailableError
+from recsys.errors import ConfigError, DataError, InputError, UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog
+from recsys.records import EVENTS, POSITIVE_ACTIONS
 
 USERS = ("u0", "u1", "u2")
 
@@ -49,8 +53,9 @@ def test_events_reach_the_history_once_in_their_place(tmp_path: Path) -> None:
     stream = HistoryStream(log, store, offsets, USER_RECENT, batch=7)
     assert stream.catch_up() == 31
     assert items(store) == expected(events)
+    assert (stream.catch_up(), offsets.get("user_recent-1")) == (0, 31)
     offsets.commit("user_recent-1", 0)
-    assert stream.catch_up() == 31
+    assert HistoryStream(log, store, offsets, USER_RECENT).catch_up() == 31
     assert items(store) == expected(events)
     log.close()
     store.close()
@@ -139,4 +144,138 @@ def test_an_event_is_in_the_history_within_a_tenth_of_a_second(tmp_path: Path) -
     assert sorted(seconds)[10] < 0.1
     assert items(store) == expected([event(number) for number in range(20)])
     log.close()
+    store.close()
+
+
+def test_which_actions_count_is_a_setting(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    offsets = ConsumerOffsets(tmp_path / "offsets")
+    events = [event(number, ("click", "impression", "purchase")[number % 3]) for number in range(12)]
+    log.take(events)
+    HistoryStream(log, store, offsets, USER_RECENT, name="bought", actions=["purchase"]).catch_up()
+    assert items(store) == expected(events[2::3])
+    assert (offsets.get("bought"), offsets.get("user_recent-1")) == (12, 0)
+    log.close()
+    store.close()
+
+
+def test_events_that_retention_took_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log", segment_bytes=600), EmbeddedFeatureStore(tmp_path / "store")
+    for number in range(12):
+        log.take([event(number)])
+    assert log.records.truncate_before(8) > 0
+    with pytest.raises(InputError, match="no longer holds"):
+        HistoryStream(log, store, ConsumerOffsets(tmp_path / "offsets"), USER_RECENT).catch_up()
+    log.close()
+    store.close()
+
+
+def test_an_event_id_may_be_any_text_that_the_log_takes(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    log.append([event(0) | {"event_id": "\x01\n\u2028" * 300, "user_id": "\x01", "item_id": "\n"}])
+    HistoryStream(log, store, ConsumerOffsets(tmp_path / "offsets"), USER_RECENT).catch_up()
+    assert recent_items(store.read([(USER_RECENT, "\x01")])[0]) == ["\n"]
+    log.close()
+    store.close()
+
+
+class ForgetfulStore(EmbeddedFeatureStore):
+    """Has another epoch after every merge of `told`; forgets nothing itself."""
+
+    told: frozenset[int] = frozenset()
+    merges = 0
+
+    @property
+    def epoch(self) -> int:
+        return sum(number <= self.merges for number in self.told)
+
+    def merge(self, merges: Any) -> None:
+        self.merges += 1
+        super().merge(merges)
+
+
+def counted(log: EventLog, start: int) -> list[tuple[int, Any]]:
+    return [(number, {name: value for name, value in row.items() if name != "seq"}) for number, row in log.read(start)]
+
+
+def test_a_store_that_may_have_lost_something_gets_all_again_that_had_not_settled(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), ForgetfulStore(tmp_path / "store")
+    offsets, now = ConsumerOffsets(tmp_path / "offsets"), [0.0]
+    stream = HistoryStream(log, store, offsets, USER_RECENT, settle=timedelta(seconds=30), clock=lambda: now[0])
+    store.told = frozenset({4})
+    stream.catch_up()
+    for number in range(3):
+        log.take([event(number)])
+        stream.take(counted(log, number))
+        now[0] += 20.0
+    assert offsets.get("user_recent-1") == 1  # merged 40 s ago; the second was merged 20 s ago
+    log.take([event(3)])
+    stream.take(counted(log, 3))
+    assert store.merges == 5  # the new event, then all from the offset on, in one batch
+    stream.take([])
+    assert store.merges == 5
+    now[0] += 31.0
+    stream.save()
+    assert offsets.get("user_recent-1") == 4
+    log.close()
+    store.close()
+
+
+def test_a_store_that_is_another_one_at_every_write_is_given_up_on(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), ForgetfulStore(tmp_path / "store")
+    stream = HistoryStream(log, store, ConsumerOffsets(tmp_path / "offsets"), USER_RECENT, batch=1)
+    log.take([event(number) for number in range(3)])
+    store.told = frozenset(range(100))
+    with pytest.raises(UnavailableError, match="another one"):
+        stream.catch_up()
+    log.close()
+    store.close()
+
+
+def test_catching_up_stops_between_batches_when_its_time_is_over(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    ticks = iter(range(1_000))
+    offsets = ConsumerOffsets(tmp_path / "offsets")
+    stream = HistoryStream(log, store, offsets, USER_RECENT, batch=2, clock=lambda: float(next(ticks)))
+    log.take([event(number) for number in range(6)])
+    assert (stream.catch_up(seconds=1), stream.at_end) == (2, False)
+    assert (stream.catch_up(seconds=1_000), stream.at_end) == (4, True)
+    assert items(store) == expected([event(number) for number in range(6)])
+    log.close()
+    store.close()
+
+
+def test_a_minute_without_many_events_commits_all_the_same(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    offsets, now = ConsumerOffsets(tmp_path / "offsets"), [0.0]
+    stream = HistoryStream(log, store, offsets, USER_RECENT, every=100, clock=lambda: now[0])
+    stream.catch_up()
+    found = []
+    for number in range(3):
+        log.take([event(number)])
+        now[0] += 25.0
+        stream.take(counted(log, number))
+        found.append(offsets.get("user_recent-1"))
+    assert found == [0, 0, 3]
+    log.close()
+    store.close()
+
+
+def test_tables_load_once(tmp_path: Path) -> None:
+    actions = ["click", "impression", "purchase", "click"]
+    rows = [
+        {"event_id": f"e{n}", "user_id": f"u{n % 2}", "item_id": f"i{n}", "time": 9 - n, "seq": n, "action": action}
+        for n, action in enumerate(actions)
+    ]
+    (tmp_path / "events").mkdir()
+    for number, line in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([line], schema=EVENTS), tmp_path / "events" / f"part-{number}.parquet")
+    store = EmbeddedFeatureStore(tmp_path / "store")
+    assert [load_events(store, USER_RECENT, tmp_path, POSITIVE_ACTIONS, batch_rows=2) for _ in range(2)] == [3, 3]
+    assert store.read([(USER_RECENT, "u0")])[0].entries == [
+        (7, 2, "e2", "i2", "purchase", None), (9, 0, "e0", "i0", "click", None),
+    ]  # fmt: skip
+    assert recent_items(store.read([(USER_RECENT, "u1")])[0]) == ["i3"]
+    with pytest.raises(DataError, match="windfire import"):
+        load_events(store, USER_RECENT, tmp_path / "events", POSITIVE_ACTIONS)
     store.close()

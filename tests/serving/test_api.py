@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Iterator, MutableMapping
 from datetime import timedelta
@@ -114,7 +115,22 @@ def test_events_change_the_next_answer(client: TestClient) -> None:
 
 def test_an_inline_history_wins_over_the_stored_one(client: TestClient) -> None:
     send(client, click("e1", "ann", "item-20"))
-    assert recommend(client, user_id="ann", history=[]).served_by == "popular_scene"
+    answer = recommend(client, user_id="ann", history=[])
+    assert (answer.served_by, answer.history_source, answer.history_missing) == ("popular_scene", "request", None)
+
+
+def test_an_answer_says_whose_history_it_follows(client: TestClient) -> None:
+    send(client, click("e1", "ann", "item-20"))
+    answers = [recommend(client, **body) for body in ({"user_id": "ann"}, {"user_id": "bob"}, {})]
+    assert [(answer.history_source, answer.history_missing) for answer in answers] == [
+        ("store", None), ("none", "absent"), ("none", None),
+    ]  # fmt: skip
+    text = client.get("/metrics").text
+    assert 'windfire_feature_reads_total{reason="",status="PRESENT",view="user_recent:1"} 1.0' in text
+    assert 'windfire_feature_reads_total{reason="absent",status="MISSING",view="user_recent:1"} 1.0' in text
+    assert 'windfire_feature_age_seconds_count{view="user_recent:1"} 1.0' in text
+    assert 'windfire_feature_age_seconds_bucket{le="60.0",view="user_recent:1"} 1.0' in text
+    assert "windfire_histories_behind 0.0" in text
 
 
 def test_what_is_no_positive_action_stays_out_of_the_history(client: TestClient) -> None:
@@ -177,9 +193,8 @@ def test_an_unfinished_end_of_a_log_is_told_at_the_start(
 def test_histories_that_missed_events_catch_up_at_the_start(server_settings: Settings) -> None:
     with TestClient(create_app(server_settings)) as client:
         send(client, click("a", "ann", "item-20"), click("b", "ann", "item-21"))
-    for path in sorted(server_settings.state.glob("history*/*")):
-        path.unlink()
-    (server_settings.state / "offsets" / "history.json").unlink()
+    shutil.rmtree(server_settings.state / "features")
+    (server_settings.state / "offsets" / "user_recent-1.json").unlink()
     with TestClient(create_app(server_settings)) as client:
         assert recommend(client, user_id="ann").counts.history == 2
 

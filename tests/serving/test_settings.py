@@ -68,6 +68,10 @@ def test_units_are_in_the_types(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BUNDLE_POLL", "PT0S"),
         ("BUNDLE_POLL", "2"),
         ("DRAIN_DELAY", "-PT1S"),
+        ("EVENT_CLOCK_SKEW", "PT5M0.000001S"),
+        ("HISTORY_DEADLINE", "PT0S"),
+        ("HISTORY_STORE", "http://host"),
+        ("HISTORY_STORE", "redis://"),
         ("HISTORY_ACTIONS", "[]"),
         ("VLLM_URL", "127.0.0.1:8000"),
         ("VLLM_URL", "ftp://host:1"),
@@ -111,6 +115,18 @@ def test_no_part_of_a_bad_url_is_shown(monkeypatch: pytest.MonkeyPatch, value: s
     shown = "".join(traceback.format_exception(raised.value))
     assert "ValidationError" in shown, "the chain is shown, too"
     assert "pw" not in shown
+
+
+def test_no_part_of_a_bad_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDFIRE_HISTORY_STORE", "redis://user:pw@host/pw")
+    with pytest.raises(ConfigError, match="WINDFIRE_HISTORY_STORE") as raised:
+        read_settings()
+    assert "pw" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_store_s_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDFIRE_HISTORY_STORE", "redis://user:pw@host/1")
+    assert "pw" not in repr(read_settings()) + read_settings().model_dump_json()
 
 
 def test_the_command_names_a_list_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:

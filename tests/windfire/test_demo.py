@@ -16,13 +16,17 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from feature_store.history import EmbeddedHistoryStore, HistoryConsumer, HistoryEvent
+from feature_store.embedded import EmbeddedFeatureStore
+from feature_store.standard import USER_RECENT
+from feature_store.store import Merge
+from feature_store.streaming import HistoryStream
 from recsys.bundle import Registry, publish_run
 from recsys.datasets.prepared import load_sequences
 from recsys.errors import DataError, InputError, UnavailableError, WindfireError
 from recsys.event_log import ConsumerOffsets, EventLog
 from recsys.records import EVENTS
 from recsys.storage import write_json_atomically
+from serving.histories import consumer_name
 from windfire.commands.demo import app, require_port, serve
 from windfire.demo import Demo, Journal, Step, command
 from windfire.demo_answers import Answer, choose_users, faults
@@ -109,10 +113,10 @@ def test_histories_that_are_made_anew_get_the_event_log_again(home: Path) -> Non
     offsets = ConsumerOffsets(demo.state / "offsets")
     log = EventLog(demo.state / "events")
     log.append([{"user_id": "ann", "item_id": "i", "action": "click"}])
-    offsets.commit("history", log.records.end)
+    offsets.commit(consumer_name(), log.records.end)
     demo.first_steps()[-1].run()
-    store = EmbeddedHistoryStore(demo.state / "history")
-    assert HistoryConsumer(log, store, offsets).catch_up() == 1
+    store = EmbeddedFeatureStore(demo.state / "features")
+    assert HistoryStream(log, store, offsets, USER_RECENT, name=consumer_name()).catch_up() == 1
     store.close()
     log.close()
 
@@ -157,11 +161,14 @@ def prepared(tmp_path: Path, tiny_work: Path, tiny_run: Path) -> Demo:
     shutil.copytree(tiny_work, demo.work)
     publish_run(Registry(demo.registry), run=tiny_run, work=demo.work, created=datetime(2026, 1, 1, tzinfo=UTC))
     sequences = load_sequences(demo.work)
-    store = EmbeddedHistoryStore(demo.state / "history")
+    store = EmbeddedFeatureStore(demo.state / "features")
     for user, user_id in enumerate(sequences.user_ids):
         items = sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]].tolist()
-        events = [HistoryEvent(f"item-{n:02d}", t, t, f"{user_id}-{t}", "click", None) for t, n in enumerate(items)]
-        store.merge(str(user_id), events)
+        events = [
+            {"time": t, "seq": t, "event_id": f"{user_id}-{t}", "item_id": f"item-{n:02d}", "action": "click"}
+            for t, n in enumerate(items)
+        ]
+        store.merge([Merge(USER_RECENT, str(user_id), events)])
     store.close()
     return demo
 

@@ -117,6 +117,29 @@ def test_freshness_counts_statuses_and_ages(store: str, counts: Path) -> None:
     assert empty.stdout == "counts:2 MISSING (absent): 4\n"
 
 
+def test_a_deleted_entity_is_gone_from_all_its_views(store: str, counts: Path, recent: Path) -> None:
+    call("materialize", "counts", "--table", counts, *USER)
+    call("materialize", "recent", "--table", recent, *EVENTS)
+    assert call("delete", "u0").stdout == "u0: counts:2, recent:1 deleted\n"
+    call("materialize", "recent", "--table", recent, *EVENTS)
+    call("materialize", "counts", "--table", counts, *USER)
+    lines = [json.loads(line) for line in call("get", "u0").stdout.splitlines()]
+    assert [(line["status"], line["reason"]) for line in lines] == [("MISSING", "deleted")] * 2
+    assert [json.loads(line)["status"] for line in call("get", "u1").stdout.splitlines()] == ["PRESENT"] * 2
+
+
+def test_freshness_and_skew_are_written_for_prometheus(store: str, counts: Path, tmp_path: Path) -> None:
+    file = tmp_path / "features.prom"
+    call("materialize", "counts", "--table", counts, *USER)
+    call("freshness", "counts", "--table", counts, *USER, "--metrics", file)
+    assert 'windfire_feature_sample_entities{status="PRESENT",view="counts:2"} 4.0' in file.read_text()
+    assert 'windfire_feature_sample_age_seconds{percentile="99",view="counts:2"} ' in file.read_text()
+    call("delete", "u1")
+    assert call("verify", "counts", "--table", counts, *USER, "--metrics", file).exit_code == 1
+    assert 'windfire_feature_skew{view="counts:2"} 0.25' in file.read_text()
+    assert 'windfire_feature_compared_entities{view="counts:2"} 4.0' in file.read_text()
+
+
 def test_bad_calls_are_named(store: str, counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="counts:2, recent:1"):
         call("get", "u1", "--view", "nothing")

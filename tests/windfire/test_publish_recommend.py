@@ -7,9 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from feature_store.history import EmbeddedHistoryStore, HistoryEvent
+from benchmarks.redis_server import free_port
+from feature_store.embedded import EmbeddedFeatureStore
+from feature_store.standard import USER_RECENT
+from feature_store.store import Merge
 from recsys.bundle import Registry
-from recsys.errors import ConfigError, DataError, InputError, WindfireError
+from recsys.errors import ConfigError, DataError, InputError, UnavailableError, WindfireError
 from recsys.records import EVENTS, TablesManifest
 from recsys.storage import read_json
 from windfire.commands import publish, recommend
@@ -50,13 +53,20 @@ def tables_of_ann(folder: Path) -> Path:
 
 
 def state_of_ann(folder: Path) -> Path:
-    store = EmbeddedHistoryStore(folder / "history")
-    store.merge("ann", [HistoryEvent("item-03", 1, 0, "e", "click", None)])
+    store = EmbeddedFeatureStore(folder / "features")
+    event = {"time": 1, "seq": 0, "event_id": "e", "item_id": "item-03", "action": "click"}
+    store.merge([Merge(USER_RECENT, "ann", [event])])
     store.close()
     return folder
 
 
-@pytest.mark.parametrize(("option", "make"), [("--data", tables_of_ann), ("--state", state_of_ann)])
+def store_of_ann(folder: Path) -> str:
+    return f"lmdb:{state_of_ann(folder) / 'features'}"
+
+
+@pytest.mark.parametrize(
+    ("option", "make"), [("--data", tables_of_ann), ("--state", state_of_ann), ("--store", store_of_ann)]
+)
 def test_histories_come_from_tables_or_from_a_server(
     tiny_registry: Registry, users: Path, tmp_path: Path, option: str, make: object
 ) -> None:
@@ -83,6 +93,8 @@ def test_bad_calls_are_named(tiny_registry: Registry, users: Path, tmp_path: Pat
         call(recommend.app, *base, tmp_path / "gone")
     with pytest.raises(ConfigError, match="one place"):
         call(recommend.app, *base, users, "--state", tmp_path, "--data", tmp_path)
+    with pytest.raises(UnavailableError, match="it resumes"):
+        call(recommend.app, *base, users, "--store", f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(InputError, match="no histories"):
         call(recommend.app, *base, users, "--state", tmp_path)
     with pytest.raises(DataError, match="windfire import"):

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from feature_store.history import EmbeddedHistoryStore
+from feature_store.opening import open_store
+from feature_store.standard import USER_RECENT, recent_items
 from recsys.datasets.importing import import_dataset
 from recsys.errors import DataError
+from serving.histories import history_address
 from windfire.commands.serve import app
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ def test_users_of_an_imported_log_are_known(served: list[Settings], tmp_path: Pa
     call = ["--state", str(tmp_path / "state"), "--data", str(tmp_path / "tables")]
     for _ in range(2):
         CliRunner().invoke(app, call, catch_exceptions=False)
-    store = EmbeddedHistoryStore(served[1].state / "history")
-    assert [event.item_id for event in store.get("ann").events] == ["a", "c"]
+    store = open_store(history_address(served[1]))
+    assert recent_items(store.read([(USER_RECENT, "ann")])[0]) == ["a", "c"]
     store.close()
 
 

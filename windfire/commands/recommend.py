@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recsys.errors import ConfigError, InputError
+from recsys.errors import ConfigError, InputError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from feature_store.store import FeatureStore
 
 app = typer.Typer()
 
@@ -25,6 +28,7 @@ def command(
     *,
     state: Annotated[Path | None, typer.Option(help="Read histories from this server state.")] = None,
     data: Annotated[Path | None, typer.Option(help="Read histories from these tables.")] = None,
+    store: Annotated[str | None, typer.Option(help="Read histories from this feature store.")] = None,
     n: Annotated[int, typer.Option(min=1, max=500, help="Items per user.")] = 20,
     scene: Annotated[str | None, typer.Option(help="Surface of the app.")] = None,
     exclude_seen: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = True,
@@ -37,8 +41,10 @@ def command(
     """Score a file of users in one go; unknown users get what is popular, and the answer says so."""
     if not users.is_file():
         raise InputError("no such file", field="users", value=str(users), remedy="give a file of user ids")
-    if state is not None and data is not None:
-        raise ConfigError("histories come from one place", field="data", value=str(data), remedy="--state or --data")
+    given = {"state": state, "data": data, "store": store}
+    if len(named := [name for name, place in given.items() if place is not None]) > 1:
+        raise ConfigError("histories come from one place", field=named[1], value=" and ".join(named),
+                          remedy="give one of --state, --data and --store")  # fmt: skip
 
     from rich.progress import Progress
 
@@ -67,7 +73,7 @@ def command(
             users,
             out,
             settings=settings,
-            histories=_histories(stack, state, data),
+            histories=_histories(stack, state, data, store),
             progress=lambda done: bar.update(task, completed=done),
         )
     counts = manifest["counts"]
@@ -77,25 +83,46 @@ def command(
     )
 
 
-def _histories(stack: ExitStack, state: Path | None, data: Path | None) -> Callable[[str], Sequence[str]]:
+def _histories(
+    stack: ExitStack, state: Path | None, data: Path | None, address: str | None
+) -> Callable[[str], Sequence[str]]:
     """Where a user's item ids come from, oldest first; a user without any has an empty history."""
     from tempfile import TemporaryDirectory
 
-    from feature_store.history import EmbeddedHistoryStore, load_tables
+    from feature_store.opening import LMDB, open_store
+    from feature_store.settings import read_feature_settings
+    from feature_store.standard import USER_RECENT
+    from feature_store.streaming import load_events
     from recsys.records import POSITIVE_ACTIONS, TablesManifest
 
     if state is not None:
-        if not (state / "history").is_dir():
+        if not (state / "features").is_dir():
             raise InputError(
                 "no histories here", field="state", value=str(state), remedy="name the --state of `windfire serve`"
             )
-        store = EmbeddedHistoryStore(state / "history")
+        address = f"{LMDB}{state / 'features'}"
     elif data is not None:
         TablesManifest.load(data)
-        folder = stack.enter_context(TemporaryDirectory(prefix="windfire-histories-"))
-        store = EmbeddedHistoryStore(Path(folder))
-        load_tables(store, data, POSITIVE_ACTIONS)
-    else:
+        address = f"{LMDB}{stack.enter_context(TemporaryDirectory(prefix='windfire-histories-'))}"
+    elif address is None:
         return lambda _: ()
-    stack.callback(store.close)
-    return lambda user: [event.item_id for event in store.get(user).events]
+    store = stack.enter_context(closing(open_store(address, read_feature_settings().timeouts)))
+    if data is not None:
+        load_events(store, USER_RECENT, data, POSITIVE_ACTIONS)
+    return partial(_items_of, store)
+
+
+def _items_of(store: FeatureStore, user: str) -> Sequence[str]:
+    """Item ids of one user.
+
+    Raises:
+        UnavailableError: the store does not say; nobody would notice a user scored without a history.
+    """
+    from feature_store.reading import Reason
+    from feature_store.standard import USER_RECENT, recent_items
+
+    (reading,) = store.read([(USER_RECENT, user)])
+    if reading.reason not in (Reason.NONE, Reason.TTL, Reason.ABSENT, Reason.DELETED):
+        raise UnavailableError(f"a history cannot be read: {reading.reason}", field="user_id", value=user,
+                               remedy="see that the feature store answers, then run it again: it resumes")  # fmt: skip
+    return recent_items(reading)

@@ -35,12 +35,15 @@ def command(
 
 def _load_histories(settings: Settings, data: Path) -> None:
     """Merge the tables' events into the histories; doing it at every start changes nothing."""
-    from feature_store.history import EmbeddedHistoryStore, load_tables
+    from contextlib import closing
+
+    from feature_store.opening import open_store
+    from feature_store.settings import read_feature_settings
+    from feature_store.standard import USER_RECENT
+    from feature_store.streaming import load_events
     from recsys.records import TablesManifest
+    from serving.histories import history_address
 
     TablesManifest.load(data)
-    store = EmbeddedHistoryStore(settings.state / "history")
-    try:
-        load_tables(store, data, settings.history_actions)
-    finally:
-        store.close()
+    with closing(open_store(history_address(settings), read_feature_settings().timeouts)) as store:
+        load_events(store, USER_RECENT, data, settings.history_actions)
