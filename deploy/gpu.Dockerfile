@@ -9,9 +9,10 @@ RUN python -m venv /opt/windfire
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 # The packages that are needed before the source, so that a change of the source leaves this layer alone.
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+ARG EXTRAS=gpu
+RUN python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print('\n'.join([*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], *project['dependencies'], \
-*project['optional-dependencies']['gpu']]))" > requirements.txt
+*(one for extra in os.environ['EXTRAS'].split() for one in project['optional-dependencies'][extra])]))" > requirements.txt
 RUN /opt/windfire/bin/pip install --constraint constraints.txt -r requirements.txt
 COPY . .
 RUN /opt/windfire/bin/pip install --no-deps --no-build-isolation . \
@@ -25,7 +26,7 @@ FROM python:${PYTHON}
 RUN groupadd --gid 10001 windfire && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp windfire \
     && install -d -o windfire -g windfire /run/windfire /var/cache/windfire /var/lib/windfire \
         /var/lib/windfire/registry /var/lib/windfire/work /var/lib/windfire/exported /var/lib/windfire/front-ends \
-        /var/lib/windfire/engines /var/lib/windfire/spark
+        /var/lib/windfire/engines /var/lib/windfire/spark /var/lib/windfire/reports
 COPY --from=build /opt/windfire /opt/windfire
 ENV PATH=/opt/windfire/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/tmp/numba HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive \

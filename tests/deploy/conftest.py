@@ -51,7 +51,9 @@ def services(compose: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def own(services: dict[str, Any]) -> dict[str, Any]:
     """The services that run Windfire's own image."""
-    return {name: one for name, one in services.items() if one["image"].startswith("windfire/cpu:")}
+    return {
+        name: one for name, one in services.items() if one["image"].startswith(("windfire/cpu:", "windfire/loadtest:"))
+    }
 
 
 @pytest.fixture(scope="session")

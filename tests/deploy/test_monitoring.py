@@ -75,6 +75,9 @@ def test_the_alerts_that_must_be_there(rules: dict[str, dict[str, Any]]) -> None
         "EngineGone": "windfire_engine_connected",
         "BundleRefused": 'result="refused"',
         "HistoriesStale": "windfire_history_failures_total",
+        "HistoriesBehind": "windfire_histories_behind",
+        "FeaturesStale": 'status="STALE"',
+        "FeaturesUnread": "windfire_feature_reads_total",
     }
     assert {name: part for name, part in wanted.items() if part not in rules[name]["expr"]} == {}
     for rule in rules.values():
