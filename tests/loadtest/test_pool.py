@@ -68,8 +68,9 @@ def test_good_answers(serving: Callable[..., Any]) -> None:
         (answer(500, b"oops", "connection: close"), "http_500"),
         (b"\x16\x03\x01nonsense\r\n\r\n", "malformed"),
         (GOOD + GOOD, "malformed"),  # the second one nobody asked for
+        (GOOD + GOOD[:-9], "malformed"),
     ],
-    ids=["refused", "fault", "no_http", "twice"],
+    ids=["refused", "fault", "no_http", "twice", "once_and_a_part"],
 )
 def test_bad_answers(serving: Callable[..., Any], reply: bytes, kind: str) -> None:
     async def handle(number: int, request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -103,6 +104,7 @@ def test_an_empty_list_is_no_good_answer() -> None:
     recommend, events = (Target("h", 1).request(kind, "/", b"") for kind in ("recommend", "events"))
     empty = b'{"served_by": "nezha", "items": [ ]}'
     assert not_empty(recommend, 200, empty) == "empty"
+    assert [not_empty(recommend, 200, body) for body in (b"", b"{}", b"<html>a login page</html>")] == ["empty"] * 3
     assert not_empty(recommend, 200, BODY) is None
     assert not_empty(events, 200, empty) is None
     assert (served_by(empty), served_by(BODY), served_by(b"{}")) == ("nezha", "nezha", "")
