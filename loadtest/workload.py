@@ -116,7 +116,7 @@ class _Drawer:
     target: Target
     seed: int
     sent_events: int = 0
-    stream: str = field(default_factory=lambda: uuid4().hex)  # a service takes an event once, so a second run needs others
+    stream: str = field(default_factory=lambda: uuid4().hex)  # in ids of events: a service takes each of them once
     users: IdSource = field(init=False)
     items: IdSource | None = field(init=False)
 

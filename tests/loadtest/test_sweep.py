@@ -76,6 +76,8 @@ def test_a_client_that_is_too_busy_between_two_rates_says_so_and_stops(search: S
     sweep = search(600.0, cpu_per_request=0.00125, cpu_above=0.5)
     assert [step.rate for step in sweep.steps] == [50.0, 100.0, 200.0, 400.0, 800.0, 600.0]
     assert (sweep.knee, sweep.reason) == (600.0, "at 600 requests/s the client used 75% of a core")
+
+
 @pytest.mark.parametrize(
     ("p99", "share", "expected"),
     [(100.0, 0.99, True), (100.1, 1.0, False), (50.0, 0.9899, False), (None, 1.0, False), (50.0, None, False)],
