@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.measure import run_measured
+from offline.settings import OfflineSettings
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError
-from recsys.records import TABLES, TablesManifest
+from recsys.records import POSITIVE_ACTIONS, TABLES, TablesManifest
 from recsys.storage import read_json, sha256_file, sha256_parts, staged_directory, write_json_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -74,7 +75,9 @@ def hold_out(popularity: npt.NDArray[np.integer], share: float, rng: np.random.G
     return HeldOut(np.sort(drawn[:, 0]), np.sort(drawn[:, 1]))
 
 
-def write_without(tables: Path, out: Path, held_ids: pa.Array) -> dict[str, int]:
+def write_without(
+    tables: Path, out: Path, held_ids: pa.Array, positive: Sequence[str] = tuple(map(str, POSITIVE_ACTIONS))
+) -> dict[str, int]:
     """Write tables without some items, their events, and users whose events would all be trained on then.
 
     Leave-one-out keeps the last two of at least three events from training. A user whom fewer are left would be trained
@@ -84,6 +87,7 @@ def write_without(tables: Path, out: Path, held_ids: pa.Array) -> dict[str, int]
         tables: directory of `windfire import`.
         out: directory to write.
         held_ids: item ids.
+        positive: actions whose events are trained on.
 
     Returns:
         events and items that were left out, and users.
@@ -91,8 +95,9 @@ def write_without(tables: Path, out: Path, held_ids: pa.Array) -> dict[str, int]
     items, events = (pq.read_table(tables / name) for name in ("items", "events"))
     held = pc.is_in(events["item_id"], held_ids)
     kept = events.filter(pc.invert(held))
-    counts = pc.value_counts(kept["user_id"].combine_chunks())
-    short = counts.field("values").filter(pc.less(counts.field("counts"), _LEAST))
+    liked = kept.filter(pc.is_in(kept["action"], pa.array(positive)))  # what sequences are made of
+    counts = liked.group_by("user_id").aggregate([("event_id", "count_distinct")])
+    short = counts.filter(pc.less(counts["event_id_count_distinct"], _LEAST))["user_id"]
     kept = kept.filter(pc.invert(pc.is_in(kept["user_id"], short)))
     known = items.filter(pc.invert(pc.is_in(items["item_id"], held_ids)))
     with staged_directory(out) as folder:
@@ -159,7 +164,9 @@ def prepare(
     marker, work = folder / "preparation.json", folder / "prepared"
     if not marker.exists() or read_json(marker)["key"] != key:
         folder.mkdir(parents=True, exist_ok=True)
-        counts = write_without(tables, folder / "tables", full.items["item_id"].take(pa.array(held.every)))
+        held_ids = full.items["item_id"].take(pa.array(held.every))
+        positive = OfflineSettings.model_validate(offline).positive_actions
+        counts = write_without(tables, folder / "tables", held_ids, positive)
         (folder / "offline.yaml").write_text(yaml.safe_dump(dict(offline)))
         step = ["offline", "run", "--data", str(folder / "tables"), "--out", str(work)]
         command = [sys.executable, "-m", "windfire", *step, "--config", str(folder / "offline.yaml")]

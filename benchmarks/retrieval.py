@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 CONFIG: Final = Path(__file__).with_name("retrieval.yaml")
 _AT_ONCE: Final = 2**14  # vectors drawn, or compared with the queries, together
 _PERCENT: Final = 100
+_FOUND: Final = ("recall", "within")  # figures whose name ends with how many were looked at
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -341,10 +342,11 @@ def retrieval_table(figures: dict[str, Figure]) -> Table:
         {part for name in figures for part in name.split(".") if part.startswith("share")},
         key=lambda part: -float(part.removeprefix("share")),
     )
+    found, deep = (next((name.split("@")[1] for name in figures if f"{what}@" in name), "") for what in _FOUND)
     header = ["index", "build, s", "bytes per item", "with vectors"]
     for share in ("", *shares):
         where = f", {share.removeprefix('share')} % eligible" if share else ""
-        header += [f"recall@100{where}", *([] if share else ["in the nearest 400"]), "p50, ms", "p99, ms"]
+        header += [f"recall@{found}{where}", *([] if share else [f"in the nearest {deep}"]), "p50, ms", "p99, ms"]
     rows = []
     for stem in stems:
         _, items, width, name = stem.split(".")

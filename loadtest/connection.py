@@ -112,6 +112,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Of httptools."""
+        if self.ticket is None or self._complete:  # nobody asked; its end may come when somebody has
+            self.close(kind=MALFORMED)
+            return
         self._body = []
         self._length = 0
 

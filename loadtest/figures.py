@@ -85,12 +85,12 @@ def run_figures(scenario: str, run: Run, summary: Summary) -> Figures:
     refused = {f"{stem}.{name}": value.reason for name, value, _ in values + seen if value.value is None}
     for pairs, note in ((values, interval), (seen, "")):
         figures += [
-            Measured(f"{stem}.{name}", value.value, unit, value.low, value.high, offered, note if value.low else "")
-            for name, value, unit in pairs
-            if value.value is not None
+            Measured(f"{stem}.{name}", of.value, unit, of.low, of.high, of.n or offered, note if of.low else "")
+            for name, of, unit in pairs
+            if of.value is not None
         ]
     figures += [
-        Measured(f"{stem}.tier_{name}_share", share, "share", n=offered) for name, share in summary.tiers.items()
+        Measured(f"{stem}.tier_{name}_share", share, "share", n=summary.named) for name, share in summary.tiers.items()
     ]
     figures += [
         Measured(f"{stem}.error_{kind}", count, "requests", n=offered) for kind, count in summary.errors.items()

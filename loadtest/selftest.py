@@ -29,6 +29,9 @@ BOUNDS: Final = (5.2 / 6.0, 6.2 / 6.0)
 _MISSED: Final = 0.25  # of the freeze: a 99th percentile below it has missed the freeze
 _USERS: Final = 16
 _USERS_SHARE: Final = 0.003  # of the requests: each user has one answer that shows the freeze
+_CONNECTIONS: Final = 64
+# Of the requests: half of the slowest 1 % must wait for a connection, else latency from due and from sent are alike.
+_CONNECTIONS_SHARE: Final = 0.005
 _STUB_SECONDS: Final = 0.002
 _TRIES: Final = SweepSettings(start=100.0, lowest=10.0, highest=2000.0, seconds=3.0, warmup=0.5, pause=0.5)
 
@@ -112,10 +115,14 @@ def self_test(
             )
         knee = sweep.knee
     say(f"knee {knee:.4g} requests/s; {seconds:g} s at half of it, frozen for {seconds * FROZEN_SHARE:g} s")
-    load = Load(rate=knee / 2, seconds=seconds, warmup=min(2.0, seconds / 10), deadline=0.1, timeout=seconds, seed=seed)
+    requests = knee / 2 * seconds
+    few = users or max(1, min(_USERS, int(requests * _USERS_SHARE)))
+    load = Load(
+        rate=knee / 2, seconds=seconds, warmup=min(2.0, seconds / 10), deadline=0.1, timeout=seconds, seed=seed,
+        connections=max(few, min(_CONNECTIONS, int(requests * _CONNECTIONS_SHARE))),
+    )  # fmt: skip
     with Stub(service) as one, Stub(service) as other:
-        few = max(1, min(_USERS, int(load.rate * seconds * _USERS_SHARE)))
-        open_loop, closed_loop, freeze = run_in_loop(_both(one, other, load, users or few))
+        open_loop, closed_loop, freeze = run_in_loop(_both(one, other, load, few))
     return SelfTest(freeze, knee, sweep, open_loop, summarize(open_loop), closed_loop, summarize(closed_loop))
 
 

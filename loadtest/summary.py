@@ -34,12 +34,14 @@ class Value:
         low: lower end; None where the window has too few seconds.
         high: upper end.
         reason: why it is refused; empty where it is not.
+        n: requests behind a percentile; None elsewhere: all that were offered.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     reason: str = ""
+    n: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Summary:
         send_lag_ms: 99th percentile of the time between intended and actual sending.
         tiers: served_by to its share of the good answers that name one.
         errors: kind to number.
+        named: good answers that name a tier.
     """
 
     offered: int
@@ -70,6 +73,7 @@ class Summary:
     send_lag_ms: Value
     tiers: dict[str, float]
     errors: dict[str, int]
+    named: int = 0
 
 
 def quantile(values: Floats, q: float) -> float:
@@ -106,6 +110,7 @@ def summarize(run: Run, seed: int = 1) -> Summary:
         send_lag_ms=_percentiles(lag, second, None)["p99"],
         tiers=_tiers(samples, good),
         errors=_errors(samples),
+        named=int((good & (samples.tier > 0)).sum()),
     )
 
 
@@ -147,7 +152,7 @@ def _percentile(name: str, millis: Floats, resampled: Floats) -> Value:
     if not math.isfinite(value):
         return Value(None, reason="so many requests were never answered that it lies among them")
     low, high = _interval(resampled) if len(resampled) else (None, None)
-    return Value(value, low, high)
+    return Value(value, low, high, n=len(millis))
 
 
 def _share(within: npt.NDArray[np.bool_], second: npt.NDArray[np.int64], draws: npt.NDArray[np.int64] | None) -> Value:

@@ -64,7 +64,7 @@ async def find_knee(
 ) -> Sweep:
     """Double the rate until it is not held (or halve it until it is), then bisect.
 
-    Each rate is tried once. A step that the client was too busy for ends the doubling: what lies above cannot be
+    Each rate is tried once. A step that the client was too busy for ends the search: what lies above cannot be
     told, and the knee is a lower bound.
 
     Args:
@@ -95,8 +95,7 @@ async def find_knee(
     while len(steps) < _MOST_STEPS:
         step = await tried(rate)
         good, bad = (rate, bad) if step.held else (good, rate)
-        if step.run.client_bound:
-            reason = f"at {rate:g} requests/s the client used {step.run.client_cpu:.0%} of a core"
+        if reason := _busy(step):
             break
         if good and (bad or good >= highest):
             break
@@ -107,6 +106,13 @@ async def find_knee(
         rate = (good + bad) / 2
         step = await tried(rate)
         good, bad = (rate, bad) if step.held else (good, rate)
+        reason = _busy(step)
     if good and not bad and not reason:
         reason = "the highest rate of the settings was held"
     return Sweep(good or None, steps, reason)
+
+
+def _busy(step: Step) -> str:
+    """Why nothing above a step can be told; empty where its client kept up."""
+    cpu = step.run.client_cpu
+    return f"at {step.rate:g} requests/s the client used {cpu:.0%} of a core" if step.run.client_bound else ""

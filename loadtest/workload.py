@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from uuid import uuid4
 
 import numpy as np
 import orjson
@@ -95,7 +96,7 @@ class Workload(BaseModel):
     scenes: list[str] = Field(default_factory=list)
 
     def requests(self, target: Target, seed: int) -> Iterator[Request]:
-        """Requests without end; the same seed gives the same ones.
+        """Requests without end; the same seed gives the same ones, but for the ids of events, which are always new.
 
         Raises:
             SettingsError: no kind has a weight, or ids cannot be read.
@@ -115,6 +116,7 @@ class _Drawer:
     target: Target
     seed: int
     sent_events: int = 0
+    stream: str = field(default_factory=lambda: uuid4().hex)  # in ids of events: a service takes each of them once
     users: IdSource = field(init=False)
     items: IdSource | None = field(init=False)
 
@@ -144,7 +146,7 @@ class _Drawer:
             return {"item_id": item, "n": self.workload.n}
         if kind == "events":
             self.sent_events += 1
-            event_id = f"loadtest-{self.seed}-{self.sent_events}"
+            event_id = f"loadtest-{self.stream}-{self.sent_events}"
             return {"events": [{"event_id": event_id, "user_id": user, "item_id": item, "action": "click"}]}
         body: dict[str, Any] = {"n": self.workload.n}
         if known:

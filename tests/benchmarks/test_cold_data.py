@@ -62,6 +62,19 @@ def test_neither_held_out_items_nor_what_is_measured_can_be_trained_on(tmp_path:
         for user, walk in walks.items()
         for place, item in enumerate(walk)
     ]
+    for user, action, number in (("looked", "impression", 2), ("twice", "like", 0)):  # of neither would be held out
+        shown = [("like", 0), (action, number), (action, number), ("like", 1)]
+        events += [
+            {
+                "event_id": f"{user}{kind}{n}",
+                "user_id": user,
+                "item_id": "a",
+                "time": place,
+                "seq": place,
+                "action": kind,
+            }
+            for place, (kind, n) in enumerate(shown)
+        ]
     tables = tmp_path / "tables"
     for name, table in (
         ("events", rows("events", events)),
@@ -69,9 +82,9 @@ def test_neither_held_out_items_nor_what_is_measured_can_be_trained_on(tmp_path:
     ):
         (tables / name).mkdir(parents=True)
         pq.write_table(table, tables / name / "part.parquet")
-    TablesManifest("toy", False, {}, {"events": TableCounts(21, 21, 0)}).save(tables)
+    TablesManifest("toy", False, {}, {"events": TableCounts(29, 29, 0)}).save(tables)
     counts = write_without(tables, tmp_path / "out", pa.array(["X", "Y"]))
-    assert counts == {"items": 2, "events": 8, "short_users": 1}
+    assert counts == {"items": 2, "events": 8, "short_users": 3}
     left = pq.read_table(tmp_path / "out" / "events")
     assert set(left["item_id"].to_pylist()) <= set("abcd")
     assert set(left["user_id"].to_pylist()) == {"long", "last", "plain"}

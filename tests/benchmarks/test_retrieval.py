@@ -95,6 +95,8 @@ def test_a_small_run_has_every_figure_and_resumes(tmp_path: Path) -> None:
     report.save(tmp_path / "retrieval.json")
     assert render("retrieval", tmp_path) == retrieval_table(figures).markdown()
     assert retrieval_table(figures).rows[0][0] == "flat, 3,000 x 16"
+    fewer = {name.replace("@100", "@20").replace("@400", "@60"): figure for name, figure in figures.items()}
+    assert retrieval_table(fewer).header[4:6] == ["recall@20", "in the nearest 60"]
     again = bench(settings, "windfire bench retrieval", tmp_path / "work", say=lines.append, real=real())
     builds = [figure.value for figure in report.figures if figure.name.endswith("build_s")]
     assert [figure.value for figure in again.figures if figure.name.endswith("build_s")] == builds, "not built again"

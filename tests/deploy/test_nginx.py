@@ -48,6 +48,16 @@ def test_errors_say_what_the_service_says(text: str) -> None:
     assert "error_page 502 504 = @unavailable;" in text  # the = lets the location's own status through
 
 
+def test_what_cannot_be_read_is_answered_without_its_path(text: str) -> None:
+    """nginx refuses to go on in a named location as long as it knows no path, and then answers 500 in HTML."""
+    pages = [page.split() for page in _values(text, "error_page")]
+    places = {code: place for *codes, place in pages for code in codes if code != "="}
+    unread = {places.get(code, "HTML") for code in ("400", "405", "414", "494", "501", "505")}
+    assert len(unread) == 1
+    place = unread.pop()
+    assert re.search(rf"location = {re.escape(place)} \{{\s*return 400 '", text)
+
+
 def test_nobody_may_dawdle(text: str) -> None:
     for name in ("client_header_timeout", "client_body_timeout", "send_timeout"):
         assert 0 < _seconds(text, name) <= 10

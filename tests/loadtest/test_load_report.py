@@ -45,6 +45,15 @@ def test_figures_of_a_run(run: Run) -> None:
     assert figures.warnings == []
 
 
+def test_every_figure_tells_the_requests_behind_it(run_of: MakeRun) -> None:
+    run = run_of([0.01] * 400, [0] * 300 + [1] * 60 + [2] * 40, [1] * 150 + [0] * 250)
+    behind = {figure.name: figure.n for figure in run_figures("load", run, summarize(run)).measured}
+    assert behind["serving.load.goodput_share"] == behind["serving.load.failed"] == 400
+    assert behind["serving.load.p50_ms"] == 340  # good or never answered
+    assert behind["serving.load.from_send_p50_ms"] == 300
+    assert behind["serving.load.tier_nezha_share"] == 150
+
+
 def test_a_busy_client_and_errors_in_the_warm_up_are_told(run: Run) -> None:
     doubtful = replace(run, client_cpu=0.71, warmup_errors={"timeout": 3, "http_503": 1})
     warnings = run_figures("load", doubtful, summarize(doubtful)).warnings

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loadtest.answers import Judge, not_empty, served_by
@@ -16,7 +19,7 @@ from loadtest.errors import SettingsError, UnreachableError
 from loadtest.open_loop import run_open
 from loadtest.running import Load, Run, run_in_loop
 from loadtest.summary import summarize
-from loadtest.target import Target
+from loadtest.target import Request, Target
 
 LOAD = Load(rate=300, seconds=0.3, deadline=0.2, timeout=1.0, connections=4, seed=3)
 BODY = b'{"request_id":"r","served_by":"nezha","items":[{"item_id":"a"}]}'
@@ -61,6 +64,29 @@ def test_good_answers(serving: Callable[..., Any]) -> None:
     assert (run.samples.latency >= run.samples.from_send - 1e-6).all()
 
 
+def test_a_client_that_stands_still_hides_nothing(serving: Callable[..., Any]) -> None:
+    """What was due meanwhile is sent afterwards, and is late from the time at which it was due."""
+
+    async def handle(number: int, request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(GOOD)
+
+    def requests(target: Target) -> Iterator[Request]:
+        request = target.request("recommend", "/v1/recommend", b"{}")
+        for number in itertools.count():
+            time.sleep(0.3 * (number == 60))
+            yield request
+
+    async def go() -> Run:
+        async with serving(handle) as target:
+            return await run_open(target, replace(LOAD, seconds=0.7, deadline=1.0), requests(target))
+
+    samples = run_in_loop(go()).samples
+    assert samples.offered == pytest.approx(210, abs=60)
+    late = samples.latency - samples.from_send > 0.1
+    assert late.sum() > 40  # due in the first two thirds of the stop
+    assert np.ptp(samples.at[late]) > 0.15
+
+
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
@@ -68,8 +94,9 @@ def test_good_answers(serving: Callable[..., Any]) -> None:
         (answer(500, b"oops", "connection: close"), "http_500"),
         (b"\x16\x03\x01nonsense\r\n\r\n", "malformed"),
         (GOOD + GOOD, "malformed"),  # the second one nobody asked for
+        (GOOD + GOOD[:-9], "malformed"),
     ],
-    ids=["refused", "fault", "no_http", "twice"],
+    ids=["refused", "fault", "no_http", "twice", "once_and_a_part"],
 )
 def test_bad_answers(serving: Callable[..., Any], reply: bytes, kind: str) -> None:
     async def handle(number: int, request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -103,6 +130,7 @@ def test_an_empty_list_is_no_good_answer() -> None:
     recommend, events = (Target("h", 1).request(kind, "/", b"") for kind in ("recommend", "events"))
     empty = b'{"served_by": "nezha", "items": [ ]}'
     assert not_empty(recommend, 200, empty) == "empty"
+    assert [not_empty(recommend, 200, body) for body in (b"", b"{}", b"<html>a login page</html>")] == ["empty"] * 3
     assert not_empty(recommend, 200, BODY) is None
     assert not_empty(events, 200, empty) is None
     assert (served_by(empty), served_by(BODY), served_by(b"{}")) == ("nezha", "nezha", "")

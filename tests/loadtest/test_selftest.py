@@ -33,6 +33,8 @@ def test_the_open_loop_shows_the_freeze_and_the_closed_loop_misses_it(frozen: Se
 def test_a_runner_that_saw_nothing_would_fail(frozen: SelfTest) -> None:
     blind = replace(frozen, open_summary=frozen.closed_summary)
     assert ["open loop" in failure for failure in blind.failures] == [True]
+    from_send = replace(frozen.open_summary, latency_ms=frozen.open_summary.from_send_ms)
+    assert ["open loop" in failure for failure in replace(frozen, open_summary=from_send).failures] == [True]
     sighted = replace(frozen, closed_summary=replace(frozen.closed_summary, from_send_ms={"p99": Value(650.0)}))
     assert ["closed loop" in failure for failure in sighted.failures] == [True]
     failing = replace(frozen, open_summary=replace(frozen.open_summary, errors={"timeout": 3}))

@@ -22,9 +22,12 @@ def search(run_of: Callable[..., Run]) -> Iterator[Search]:
     base = run_of([0.01] * 300)
     summary = summarize(base)
 
-    def sweep(capacity: float, *, cpu_per_request: float = 0.0, **bounds: float) -> Sweep:
+    def sweep(
+        capacity: float, *, cpu_per_request: float = 0.0, cpu_above: float | None = None, **bounds: float
+    ) -> Sweep:
         async def measure(rate: float) -> Step:
-            run = Run(base.load, base.samples, rate * cpu_per_request, 0, {})
+            cpu = cpu_above if cpu_above is not None and rate > capacity else rate * cpu_per_request
+            run = Run(base.load, base.samples, cpu, 0, {})
             return Step(rate, rate <= capacity, run, summary)
 
         return runner.run(
@@ -66,6 +69,13 @@ def test_a_client_that_is_too_busy_says_so_and_stops(search: Search) -> None:
     assert sweep.knee == 800.0
     assert sweep.reason == "at 800 requests/s the client used 80% of a core"
     assert len(sweep.steps) == 5
+
+
+def test_a_client_that_is_too_busy_between_two_rates_says_so_and_stops(search: Search) -> None:
+    """A server that cannot keep up answers less, so that the client has less to do above the knee."""
+    sweep = search(600.0, cpu_per_request=0.00125, cpu_above=0.5)
+    assert [step.rate for step in sweep.steps] == [50.0, 100.0, 200.0, 400.0, 800.0, 600.0]
+    assert (sweep.knee, sweep.reason) == (600.0, "at 600 requests/s the client used 75% of a core")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,13 @@ def test_the_seed_decides() -> None:
     assert drawn(workload, 20) != drawn(workload, 20, seed=2)
 
 
+def test_no_event_comes_a_second_time_under_the_same_seed() -> None:
+    workload = Workload(mix={"events": 1})
+    first, second = ([body["events"][0] for body in bodies(workload, 50)] for _ in range(2))
+    assert not {event["event_id"] for event in first} & {event["event_id"] for event in second}
+    assert [event["item_id"] for event in first] == [event["item_id"] for event in second]
+
+
 @pytest.mark.parametrize("skew", [0.0, 0.8, 1.0, 1.5])
 def test_popularity_follows_its_exponent(skew: float) -> None:
     workload = Workload(users=Ids(pattern="{}", count=100), skew=skew)

@@ -39,7 +39,7 @@ class ModelSettings(_Strict):
 
 
 class TeacherSettings(_Strict):
-    """Distillation from a collaborative teacher, fitted on training interactions only."""
+    """Distillation from a collaborative teacher, fitted on training interactions; SASRec is ended by validation."""
 
     kind: Literal["none", "ease", "item_to_item", "sasrec", "ensemble"] = "ease"
     members: tuple[Literal["ease", "item_to_item", "sasrec"], ...] = Field(

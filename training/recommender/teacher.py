@@ -129,7 +129,7 @@ def build_teacher(data: PreparedData, settings: TeacherSettings, max_history: in
     With several folds the events of a fold's users are answered by a teacher fitted on the other users.
 
     Args:
-        data: only its training part is read.
+        data: only its training part is read; SASRec also keeps the weights that are best on the validation part.
         settings: which teacher.
         max_history: newest items the teacher sees.
 

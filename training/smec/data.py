@@ -88,12 +88,14 @@ class VectorData:
 
     @cached_property
     def pool(self) -> npt.NDArray[np.int64]:
-        """Rows of the table that have a direction.
+        """Rows of the table that have a direction; a query that is a document stands there once, as the document.
 
         Raises:
             DataError: fewer than two have one.
         """
         rows = np.flatnonzero((self.table != 0).any(axis=1))
+        if self.own is not None:  # a vector would be its own nearest neighbour, from which nothing can be learned
+            rows = np.setdiff1d(rows, np.flatnonzero(self.own >= 0) + len(self.documents), assume_unique=True)
         if len(rows) < 2:
             raise DataError("fewer than two vectors are not zero", field="vectors", value=len(rows))
         return rows.astype(np.int64)
@@ -132,8 +134,9 @@ class VectorData:
         return VectorData(self.documents, self.queries[queries], self.judgements.some(queries), own)
 
     def without_labels(self) -> VectorData:
-        """Documents and queries alike as vectors of which nothing is known."""
-        return VectorData.unlabelled(np.concatenate([self.documents, self.queries]))
+        """Documents, and queries that are none of them, alike as vectors of which nothing is known."""
+        others = self.queries if self.own is None else self.queries[self.own < 0]
+        return VectorData.unlabelled(np.concatenate([self.documents, others]))
 
     def split(self, share: float, *, seed: int) -> tuple[VectorData, VectorData]:
         """Queries apart at random: the rest, and this share of them (at least one, where there is one)."""

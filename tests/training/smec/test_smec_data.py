@@ -121,6 +121,14 @@ def test_a_query_is_no_answer_to_itself(tiny_work: Path) -> None:
     np.testing.assert_allclose(gains["recall@10"], expected)
 
 
+def test_a_query_that_is_a_document_is_no_neighbour_of_itself() -> None:
+    documents = unit(np.random.default_rng(4).normal(size=(6, 4)).astype(np.float32))
+    queries = np.concatenate([documents[1:3], -documents[:1]])
+    data = VectorData(documents, queries, Judgements.of([[0], [0], [1]]), np.array([1, 2, -1]))
+    assert data.pool.tolist() == [0, 1, 2, 3, 4, 5, 8]  # 6 and 7 are the documents 1 and 2
+    np.testing.assert_array_equal(data.without_labels().documents, np.concatenate([documents, queries[2:]]))
+
+
 def test_own_documents_that_cannot_be_are_refused() -> None:
     eye = np.eye(3, dtype=np.float32)
     with pytest.raises(InputError, match="no answer to it"):
