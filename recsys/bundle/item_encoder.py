@@ -76,6 +76,8 @@ class ItemEncoder:
     def known(self, item: Upsert) -> tuple[tuple[int, ...], npt.NDArray[np.float32]] | None:
         """Semantic ID and text vector of an item: as the log has them, else computed now; None where neither goes.
 
+        A semantic ID that the item has already stays, whatever the log says.
+
         Raises:
             InputError: there is nothing in the item's words, or the log's codes are none of this tokenizer.
         """
@@ -85,8 +87,7 @@ class ItemEncoder:
         encoded = item.encoded
         if encoded is None or encoded.tokenizer != self.placement.version or not encoded.codes:
             encoded = self.place(item.item_id, vector)
-        self.placement.take(item.item_id, encoded.codes)
-        return encoded.codes, vector
+        return self.placement.take(item.item_id, encoded.codes), vector
 
 
 def load_item_encoder(bundle: Bundle, retrieval: Retrieval | None) -> ItemEncoder:

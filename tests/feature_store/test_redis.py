@@ -386,7 +386,13 @@ def test_an_address_holds_user_and_password_and_errors_do_not() -> None:
     found = RedisAddress.parse("redis+sentinel://me:s%40ecret@a,b:7/features/3")
     assert (found.hosts, found.service, found.database) == ((("a", 26379), ("b", 7)), "features", 3)
     assert (found.user, found.password) == ("me", "s@ecret")
+    assert "s@ecret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "address", ["redis://me:secret@a,b/0", "me:secret@a:6379", "redis:/me:secret@a/0", "redis://a/0?password=secret"]
+)
+def test_an_address_of_another_form_is_shown_without_what_may_be_a_secret(address: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        RedisAddress.parse("redis://me:secret@a,b/0")
+        RedisAddress.parse(address)
     assert "secret" not in str(caught.value)
-    assert "secret" not in repr(found)
