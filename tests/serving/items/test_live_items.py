@@ -14,7 +14,7 @@ from recsys.catalog import CatalogFilter
 from recsys.catalog.changes import Delete, Encoded, Expire, Stock, Upsert
 from recsys.catalog.log import CatalogLog
 from recsys.decoding.added import ColdPrior
-from recsys.errors import UnavailableError
+from recsys.errors import CorruptionError, UnavailableError
 from recsys.event_log.segments import segment_path
 from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineAnswer, EngineRequest, Seek
@@ -365,6 +365,18 @@ def test_a_damaged_log_takes_no_change_and_says_so(live: BundleRecommender, cata
     )
     assert isinstance(result, UnavailableError)
     assert str(catalog_log.directory) not in result.message
+
+
+def test_what_stands_before_a_damaged_record_holds(live: BundleRecommender, catalog_log: CatalogLog) -> None:
+    with catalog_log.writing() as writer:
+        writer.append([Delete(item_id=f"item-{n:02d}", time=1) for n in range(3)])
+    path = segment_path(catalog_log.directory, 0)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    answers = [ask(live, ("item-11",)) for _ in range(2)]
+    assert {"item-00", "item-01", "item-02"} & set(ids(answers[0])) == {"item-02"}
+    assert [int(answer.catalog_version.rpartition(".")[2]) for answer in answers] == [2, 2]
+    with pytest.raises(CorruptionError):
+        live.items.follow()
 
 
 def test_a_worker_without_an_encoder_shows_what_others_have_encoded(
