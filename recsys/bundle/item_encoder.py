@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from recsys.catalog.changes import Upsert
     from recsys.retrieval.folder import Retrieval
     from recsys.retrieval.query_encoder import QueryEncoder
+
+
+_LARGEST: Final = 1.01  # number in a text vector, which has unit length
 
 
 class ItemEncoder:
@@ -69,7 +72,7 @@ class ItemEncoder:
             and len(stored.text) == 4 * self._dimension
         ):
             vector = np.frombuffer(stored.text, dtype="<f4").astype(np.float32)
-            if np.isfinite(vector).all():
+            if np.isfinite(vector).all() and float(np.abs(vector).max(initial=0.0)) <= _LARGEST:
                 return vector
         return self.vector(item)
 

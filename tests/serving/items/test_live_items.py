@@ -290,6 +290,9 @@ def test_a_bundle_without_a_tokenizer_takes_changes_of_its_own_items_only(
         ((), b"\x00\x00\x80\x3f" * 256, True),
         ((0, 0, 24), b"\x00\x00\x80\x3f" * 256, False),
         ((0, 0), b"\x00\x00\x80\x3f" * 256, False),
+        ((0, 0, 0), b"\xff\xff\x7f\x7f" * 256, True),  # as large as a number can be
+        ((0, 0, 0), b"\x01\x00\x00\x00" * 256, True),  # as small
+        ((0, 0, 0), b"\x00\x00\x00\x00" * 256, True),
     ],
 )
 def test_what_another_writer_has_encoded_badly_stops_nobody(
@@ -303,6 +306,7 @@ def test_what_another_writer_has_encoded_badly_stops_nobody(
     put(live, catalog_log, "new-2")
     found = ids(ask(live))
     assert ("new-1" in found, "new-2" in found, live.items.unplaced) == (shown, True, set() if shown else {"new-1"})
+    assert "new-2" in ids(ask(live, ("new-1", "item-11")))
 
 
 def test_an_item_keeps_its_semantic_id_whatever_another_writer_says(live: BundleRecommender) -> None:
