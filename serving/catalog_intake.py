@@ -90,7 +90,7 @@ def _planned(items: LiveItems, group: list[ItemChange], writer: CatalogWriter) -
 def _catch_up(items: LiveItems) -> None:
     try:
         items.follow()
-    except WindfireError as error:
+    except (WindfireError, OSError) as error:
         _log.error("items_refused", error=str(error))
         raise UnavailableError("the catalogue log cannot be followed", remedy=str(error)) from error
 

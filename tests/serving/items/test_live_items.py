@@ -473,3 +473,26 @@ def test_who_is_overtaken_by_another_thread_loses_nothing(encodable_bundle: Bund
     items.follow()
     assert items.sequence == 2
     assert items.deleted(4)
+
+
+class _OutOfFiles(CatalogLog):
+    """Says once where the log ends; then no file can be opened any more."""
+
+    answers = 1
+
+    @property
+    def end(self) -> int:
+        """See `CatalogLog.end`."""
+        self.answers -= 1
+        if self.answers < 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().end
+
+
+def test_a_change_that_cannot_be_applied_at_once_is_not_known_to_be_made(
+    encodable_bundle: Bundle, catalog_log: CatalogLog
+) -> None:
+    items = LiveItems(encodable_bundle, load_decoder(encodable_bundle), log=_OutOfFiles(catalog_log.directory))
+    (result,) = CatalogIntake(catalog_log, lambda: items).write([ItemChange(change=Delete(item_id="item-02", time=0))])
+    assert isinstance(result, UnavailableError)
+    assert catalog_log.end == 1
