@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from recsys.catalog.changes import decode_change, encode_change
 from recsys.errors import CorruptionError, DataError, InputError, UnavailableError
-from recsys.event_log.segment_log import SegmentLog
+from recsys.event_log.segment_log import SegmentLog, make_directory
 from recsys.event_log.segments import SegmentReader
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class CatalogLog:
                 remedy="look for errors of the disk, then start this process again",
             )
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
             with _locked(self.directory / "catalog.lock", self._patience), self._opened() as records:
                 yield CatalogWriter(records, self._publish)
         except OSError as error:

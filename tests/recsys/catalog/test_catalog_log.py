@@ -187,6 +187,19 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     assert append(log, *deletions(1, 1)) == range(1, 2)
 
 
+def test_a_new_log_outlives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory's own entry is flushed too, before the first change is answered."""
+    flushed, flush = [], os.fsync
+
+    def fsync(file: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{file}").readlink())
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    append(CatalogLog(tmp_path / "log"), *deletions(0, 1))
+    assert tmp_path in flushed
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError, match="cannot be written"):
