@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +12,6 @@ from recsys.catalog import CatalogFilter
 from recsys.catalog.changes import Delete, Encoded, Expire, Stock, Upsert
 from recsys.catalog.log import CatalogLog
 from recsys.decoding.added import ColdPrior
-from recsys.errors import CorruptionError, UnavailableError
-from recsys.event_log.segments import segment_path
 from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineAnswer, EngineRequest, Seek
 from serving.item_changes import ItemChange, ItemChanged
@@ -60,13 +56,6 @@ def put(recommender: BundleRecommender, log: CatalogLog, item_id: str, **fields:
 def delete(recommender: BundleRecommender, log: CatalogLog, item_id: str) -> ItemChanged:
     (result,) = change(recommender, log, ItemChange(change=Delete(item_id=item_id, time=0)))
     return result
-
-
-@pytest.fixture
-def other(encodable_bundle: Bundle, catalog_log: CatalogLog) -> BundleRecommender:
-    """A second worker on the same log."""
-    decoder, indexes = load_decoder(encodable_bundle), load_indexes(encodable_bundle)
-    return BundleRecommender(encodable_bundle, decoder, beam=20, retrieval=indexes, log=catalog_log)
 
 
 def test_a_new_item_is_in_every_source_by_the_next_request(live: BundleRecommender, catalog_log: CatalogLog) -> None:
@@ -309,80 +298,6 @@ def test_what_another_writer_has_encoded_badly_stops_nobody(
     assert "new-2" in ids(ask(live, ("new-1", "item-11")))
 
 
-def test_an_item_keeps_its_semantic_id_whatever_another_writer_says(live: BundleRecommender) -> None:
-    """One that the tokenizer knows, and the bundle perhaps not; the codes are none at all."""
-    encoder = live.items.encoder
-    assert encoder is not None
-    given = encoder.placement.given("item-07")
-    encoded = Encoded(tokenizer=encoder.placement.version, codes=(99,), text=b"")
-    known = encoder.known(Upsert(item_id="item-07", time=1, title="Crimson", encoded=encoded))
-    assert known is not None
-    assert known[0] == given
-
-
-def test_what_could_not_be_written_has_taken_no_semantic_id(
-    live: BundleRecommender, catalog_log: CatalogLog, other: BundleRecommender
-) -> None:
-    """Else a worker on a full disk would place the next item of the log elsewhere than the others."""
-
-    def fail(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    flushes = [fail, os.fsync]  # opening the log flushes once
-
-    def flush(file: int) -> None:
-        flushes.pop()(file)
-
-    full = CatalogLog(catalog_log.directory, flush=flush)
-    refused = ItemChange(change=Upsert(item_id="new-0", time=0, **NEW))
-    (result,) = CatalogIntake(full, lambda: live.items).write([refused])
-    assert isinstance(result, UnavailableError)
-    with catalog_log.writing() as writer:
-        writer.append([Upsert(item_id="new-1", time=1, **NEW)])
-    given = []
-    for worker in (live, other):
-        ask(worker)
-        assert worker.items.encoder is not None
-        given.append([worker.items.encoder.placement.given(item_id) for item_id in ("new-0", "new-1")])
-    assert given[0] == given[1]
-    assert given[0][0] is None
-
-
-def test_a_fault_costs_no_change_of_another_part(live: BundleRecommender, catalog_log: CatalogLog) -> None:
-    group = [ItemChange(change=Delete(item_id=f"item-{n:02d}", time=0)) for n in range(40)]
-    broken = ItemChange(change=Upsert(item_id="new-1", time=0, title=7))  # type: ignore[arg-type]
-    missing = [ItemChange(change=Delete(item_id="nobody", time=0))] * 24
-    results = CatalogIntake(catalog_log, lambda: live.items).write([*group, *missing, broken])
-    assert [result.outcome for result in results[:64] if isinstance(result, ItemChanged)] == (
-        ["deleted"] * 40 + ["missing"] * 24
-    )
-    assert isinstance(results[64], TypeError)
-    assert catalog_log.end == 40
-
-
-def test_a_damaged_log_takes_no_change_and_says_so(live: BundleRecommender, catalog_log: CatalogLog) -> None:
-    delete(live, catalog_log, "item-01")
-    path = segment_path(catalog_log.directory, 0)
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    (result,) = CatalogIntake(catalog_log, lambda: live.items).write(
-        [ItemChange(change=Delete(item_id="item-02", time=0))]
-    )
-    assert isinstance(result, UnavailableError)
-    assert str(catalog_log.directory) not in result.message
-
-
-def test_what_stands_before_a_damaged_record_holds(live: BundleRecommender, catalog_log: CatalogLog) -> None:
-    with catalog_log.writing() as writer:
-        writer.append([Delete(item_id=f"item-{n:02d}", time=1) for n in range(3)])
-    path = segment_path(catalog_log.directory, 0)
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    answers = [ask(live, ("item-11",)) for _ in range(2)]
-    assert {"item-00", "item-01", "item-02"} & set(ids(answers[0])) == {"item-02"}
-    assert [int(answer.catalog_version.rpartition(".")[2]) for answer in answers] == [2, 2]
-    with pytest.raises(CorruptionError):
-        live.items.follow()
-
-
 def test_a_worker_without_an_encoder_shows_what_others_have_encoded(
     encodable_bundle: Bundle, catalog_log: CatalogLog, live: BundleRecommender
 ) -> None:
@@ -473,26 +388,3 @@ def test_who_is_overtaken_by_another_thread_loses_nothing(encodable_bundle: Bund
     items.follow()
     assert items.sequence == 2
     assert items.deleted(4)
-
-
-class _OutOfFiles(CatalogLog):
-    """Says once where the log ends; then no file can be opened any more."""
-
-    answers = 1
-
-    @property
-    def end(self) -> int:
-        """See `CatalogLog.end`."""
-        self.answers -= 1
-        if self.answers < 0:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return super().end
-
-
-def test_a_change_that_cannot_be_applied_at_once_is_not_known_to_be_made(
-    encodable_bundle: Bundle, catalog_log: CatalogLog
-) -> None:
-    items = LiveItems(encodable_bundle, load_decoder(encodable_bundle), log=_OutOfFiles(catalog_log.directory))
-    (result,) = CatalogIntake(catalog_log, lambda: items).write([ItemChange(change=Delete(item_id="item-02", time=0))])
-    assert isinstance(result, UnavailableError)
-    assert catalog_log.end == 1
