@@ -73,7 +73,8 @@ class RedisAddress:
         kind, _, rest = address.partition("://")
         login, _, place = rest.rpartition("@")
         hosts, _, path = place.partition("/")
-        shown = f"{kind}://{place}"
+        # Of no known form: wherever somebody may have written a password is left out.
+        shown = f"{kind.rpartition('@')[2]}://{place}".partition("?")[0]
         port = _SENTINEL_PORT if kind == "redis+sentinel" else _REDIS_PORT
         try:
             found = tuple(_host(host, port) for host in hosts.split(","))

@@ -95,42 +95,53 @@ def write_flow(prepared: Sequence[Prepared | None]) -> Flow:
 
     Raises:
         UnavailableError: a tail is full and could not be folded; the other writes were made.
+        DataError: a key holds something of another type; the other writes were made.
     """
     calls = {number: _call(one) for number, one in enumerate(prepared) if one is not None}
     done = [False] * len(prepared)
     waiting = list(calls)
+    refused: list[DataError] = []
     for _ in range(_TRIES):
         if not waiting:
-            return done
-        replies: list[int] = yield [calls[number] for number in waiting]
+            break
+        replies: list[Any] = yield [calls[number] for number in waiting]
         full, long = [], []
         for number, reply in zip(waiting, replies, strict=True):
             one = _of(prepared, number)
+            if isinstance(reply, DataError):
+                refused.append(reply)
+                continue
             done[number] = reply != _FULL and (reply > 0 or one.view.history is not None)
             if one.view.history is not None and (reply == _FULL or reply > _FOLD_BYTES):
                 long.append(one)
             if reply == _FULL:
                 full.append(number)
-        if long:
-            yield from _fold(long, needed=bool(full))
-        waiting = full
+        not_folded = (yield from _fold(long, needed=bool(full))) if long else {}
+        refused += [not_folded[key] for number in full if (key := _of(prepared, number).key) in not_folded]
+        waiting = [number for number in full if _of(prepared, number).key not in not_folded]
     if waiting:
         raise UnavailableError("a history's tail is full and others were faster in folding it",
                                field="key", value=_of(prepared, waiting[0]).key, remedy="merge again")  # fmt: skip
+    if refused:
+        raise refused[0]
     return done
 
 
-def _fold(long: Sequence[Prepared], *, needed: bool) -> Generator[Step, list[Any], None]:
+def _fold(long: Sequence[Prepared], *, needed: bool) -> Generator[Step, list[Any], dict[bytes, DataError]]:
+    """Fold tails; which of their bases are of another type, by key."""
+    replies: list[Any] = []
+    folds: list[Call] = []
     unique = list({one.key: one for one in long}.values())
     try:
         raws: list[bytes | None] = yield [key for one in unique for key in (one.key + TAIL, one.key)]
         pairs = zip(unique, raws[::2], raws[1::2], strict=True)
         folds = [_fold_call(one, tail, base) for one, tail, base in pairs if tail is not None]
         if folds:
-            yield folds
+            replies = yield folds
     except WindfireError:  # the merge itself was acknowledged, and the next one folds
         if needed:
             raise
+    return {call.keys[-1]: reply for call, reply in zip(folds, replies, strict=False) if isinstance(reply, DataError)}
 
 
 def _fold_call(one: Prepared, tail: bytes, base: bytes | None) -> Call:
@@ -181,6 +192,7 @@ def write_trips(prepared: Sequence[Prepared | None], *, cluster: bool) -> Trips:
 
 
 def _step_trips(step: Step, *, cluster: bool) -> Generator[Trip, list[Any], list[Any]]:
+    """One step's replies, with a `DataError` in the place of one whose key is of another type."""
     calls = [one for one in step if isinstance(one, Call)]
     try:
         if not calls:
@@ -192,9 +204,12 @@ def _step_trips(step: Step, *, cluster: bool) -> Generator[Trip, list[Any], list
                 replies[place] = reply
     except FAILURES as error:
         raise failure(error, calls[0].keys[-1] if calls else None) from error
-    for call, reply in zip(calls, replies, strict=True):
+    for place, (call, reply) in enumerate(zip(calls, replies, strict=True)):
         if isinstance(reply, Exception):
-            raise failure(reply, call.keys[-1]) from reply
+            answer = failure(reply, call.keys[-1])
+            if not isinstance(answer, DataError):  # an outage: it is worse, and whoever waits for its end repeats all
+                raise answer from reply
+            replies[place] = answer
     return replies
 
 

@@ -143,11 +143,13 @@ class HistoryStream:
         self._at_end = True
         return count
 
-    def take(self, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    def take(self, numbered: Sequence[tuple[int, Mapping[str, Any]]], *, seconds: float | None = None) -> None:
         """Apply what was just appended to the log, without reading it back.
 
         Args:
             numbered: (record number, event without seq) in order; what lies between is known to be of no interest.
+            seconds: see `catch_up`, which is called where more than these must be applied; `at_end` then says whether
+                all was.
 
         Raises:
             UnavailableError: see `catch_up`, which then brings them.
@@ -155,10 +157,10 @@ class HistoryStream:
         """
         if not numbered:
             return
-        if self._position is not None:
+        if self._position is not None and self._at_end:  # else records before these are not applied yet
             self._apply([(number, {**event, "seq": number}) for number, event in numbered], self._every)
-        if self._position is None:
-            self.catch_up()
+        if self._position is None or not self._at_end:
+            self.catch_up(seconds=seconds)
 
     def save(self) -> None:
         """Commit the offset as far as `settle` lets it."""

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from recsys.catalog.changes import Delete, Encoded, Upsert, check_change
-from recsys.errors import InputError, UnavailableError, WindfireError
+from recsys.errors import CorruptionError, InputError, UnavailableError, WindfireError
 from serving.item_changes import ItemChange, ItemChanged, Outcome
 from serving.live_items import words
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.catalog.changes import Change
-    from recsys.catalog.log import CatalogLog
+    from recsys.catalog.log import CatalogLog, CatalogWriter
     from serving.live_items import LiveItems
 
 _AT_ONCE: Final = 64  # changes under one lock
@@ -48,7 +48,7 @@ class CatalogIntake:
             part = group[start : start + _AT_ONCE]
             try:
                 results += self._write(part)
-            except UnavailableError as error:
+            except Exception as error:  # noqa: BLE001 - raised again where each change's caller waits
                 results += [error] * len(part)
         return results
 
@@ -56,30 +56,41 @@ class CatalogIntake:
         """Write a part, in one flush.
 
         Raises:
-            UnavailableError: no bundle runs, or the log refuses: nothing of it is written.
+            UnavailableError: no bundle runs, or the log refuses or is damaged: nothing of it is written.
         """
         items = self._items()
         if items is None:
             raise UnavailableError("no bundle is loaded")
-        with self._log.writing() as writer:
-            _catch_up(items)
-            plan = _Plan(items)
-            for change in group:
-                plan.add(change)
-            if plan.changes:
-                try:
-                    writer.append(plan.changes)
-                except UnavailableError:
-                    _log.exception("items_refused", items=len(plan.changes))
-                    raise
+        try:
+            with self._log.writing() as writer:
+                _catch_up(items)
+                plan = _planned(items, group, writer)
+        except CorruptionError as error:
+            _log.error("items_refused", error=str(error))
+            raise UnavailableError("the catalogue log is damaged", remedy=str(error)) from error
         _catch_up(items)  # not needed by those who ask later; spares the next batch the work
         return [plan.result(place) for place in range(len(group))]
+
+
+def _planned(items: LiveItems, group: list[ItemChange], writer: CatalogWriter) -> _Plan:
+    """Decide and write; what could not be written has taken no semantic ID."""
+    plan = _Plan(items)
+    try:
+        for change in group:
+            plan.add(change)
+        if plan.changes:
+            writer.append(plan.changes)
+    except BaseException:
+        plan.undo()
+        _log.exception("items_refused", items=len(plan.changes))
+        raise
+    return plan
 
 
 def _catch_up(items: LiveItems) -> None:
     try:
         items.follow()
-    except WindfireError as error:
+    except (WindfireError, OSError) as error:
         _log.error("items_refused", error=str(error))
         raise UnavailableError("the catalogue log cannot be followed", remedy=str(error)) from error
 
@@ -103,6 +114,13 @@ class _Plan:
             self._outcomes.append(error)
             return
         self._outcomes.append((outcome, reason, self._first + len(self.changes)))
+
+    def undo(self) -> None:
+        """Nothing of it was written: other workers know of no semantic ID that it has given."""
+        with self._items.guard:
+            if self._given and (encoder := self._items.encoder) is not None:
+                for item_id in self._given:
+                    encoder.placement.give_back(item_id)
 
     def result(self, place: int) -> ItemChanged | Exception:
         """What became of a change of the group."""

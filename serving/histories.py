@@ -67,6 +67,7 @@ class Histories:
         self._metrics = metrics
         self._pause = pause
         self._tried = -math.inf
+        self._trouble = ""
         self._behind = True  # nobody knows how far, before the first `catch_up`
 
     @property
@@ -93,7 +94,7 @@ class Histories:
         """
         if self._behind and time.monotonic() - self._tried < self._pause:
             return
-        self._catch_up_or(lambda: self._stream.take(numbered), len(numbered), _SLICE)
+        self._catch_up_or(lambda: self._stream.take(numbered, seconds=_SLICE), len(numbered), _SLICE)
 
     def start(self) -> None:
         """Merge all that the log holds and the store does not; never raises, whatever the store does."""
@@ -103,13 +104,16 @@ class Histories:
         try:
             if self._behind:
                 self._stream.catch_up(seconds=seconds)
-                self._behind = not self._stream.at_end
             else:
                 take()
-        except Exception:  # noqa: BLE001 - the events are durable; the next write, retry or start tries again
+            self._behind = not self._stream.at_end
+            self._trouble = ""
+        except Exception as error:  # noqa: BLE001 - the events are durable; the next write, retry or start tries again
             self._behind = True
             self._metrics.history_failures.inc(events)
-            _log.exception("history_merge_failed", events=events)
+            if str(error) != self._trouble:  # tried several times a second, for as long as it lasts
+                _log.exception("history_merge_failed", events=events)
+            self._trouble = str(error)
             self._tried = time.monotonic()
         self._metrics.histories_behind.set(self._behind)
 

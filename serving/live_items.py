@@ -135,7 +135,7 @@ class LiveItems:
         return self._refused
 
     def follow(self) -> None:
-        """Apply what the log holds by now.
+        """Apply what the log holds by now; what stands before a damaged record is applied all the same.
 
         Raises:
             DataError: the log is not the one that the bundle's snapshot was taken from.
@@ -146,7 +146,13 @@ class LiveItems:
         if self._log.end == self.sequence:
             return
         with self.guard:  # asked again: another thread may have gone beyond the first answer
-            self.apply([change for _, change in self._log.read(self.sequence, self._log.end)])
+            changes: list[Change] = []
+            try:
+                for _, change in self._log.read(self.sequence, self._log.end):
+                    changes.append(change)
+            finally:
+                if changes:
+                    self.apply(changes)
 
     def try_to_follow(self) -> None:
         """As `follow`, but what is wrong with the log is logged, once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from recsys.catalog.changes import Upsert
     from recsys.retrieval.folder import Retrieval
     from recsys.retrieval.query_encoder import QueryEncoder
+
+
+_LARGEST: Final = 1.01  # number in a text vector, which has unit length
 
 
 class ItemEncoder:
@@ -69,12 +72,14 @@ class ItemEncoder:
             and len(stored.text) == 4 * self._dimension
         ):
             vector = np.frombuffer(stored.text, dtype="<f4").astype(np.float32)
-            if np.isfinite(vector).all():
+            if np.isfinite(vector).all() and float(np.abs(vector).max(initial=0.0)) <= _LARGEST:
                 return vector
         return self.vector(item)
 
     def known(self, item: Upsert) -> tuple[tuple[int, ...], npt.NDArray[np.float32]] | None:
         """Semantic ID and text vector of an item: as the log has them, else computed now; None where neither goes.
+
+        A semantic ID that the item has already stays, whatever the log says.
 
         Raises:
             InputError: there is nothing in the item's words, or the log's codes are none of this tokenizer.
@@ -85,8 +90,7 @@ class ItemEncoder:
         encoded = item.encoded
         if encoded is None or encoded.tokenizer != self.placement.version or not encoded.codes:
             encoded = self.place(item.item_id, vector)
-        self.placement.take(item.item_id, encoded.codes)
-        return encoded.codes, vector
+        return self.placement.take(item.item_id, encoded.codes), vector
 
 
 def load_item_encoder(bundle: Bundle, retrieval: Retrieval | None) -> ItemEncoder:

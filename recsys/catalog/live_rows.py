@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _LOWEST: Final = np.iinfo(np.int64).min
 _HIGHEST: Final = np.iinfo(np.int64).max
 _KEPT: Final = 64  # masks
+_KEPT_BYTES: Final = 256 << 20  # of all of them, as in `Catalog`
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +110,14 @@ class LiveRows:
 
     Args:
         catalog: the snapshot.
+        kept_bytes: of masks that are kept; the newest is whatever its size.
 
     Attributes:
         added: A, items that the snapshot does not have; they have the indices I..I + A - 1.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, *, kept_bytes: int = _KEPT_BYTES) -> None:
+        self._catalog, self._kept_bytes = catalog, kept_bytes
         self.added = 0
         self._rows: list[ItemRow] = []
         self._place: dict[int, int] = {}  # of a row, by item index
@@ -200,7 +202,7 @@ class LiveRows:
         known = self._masks.get(conditions)
         if known is None or known.base is not base or not known.start <= now < known.end:
             known = self._masks[conditions] = self._evaluated(conditions, base, now)
-            while len(self._masks) > _KEPT:
+            while len(self._masks) > min(_KEPT, max(1, self._kept_bytes // len(self))):
                 del self._masks[next(iter(self._masks))]
         return known
 

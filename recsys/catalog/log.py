@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from recsys.catalog.changes import decode_change, encode_change
-from recsys.errors import DataError, InputError, UnavailableError
-from recsys.event_log.segment_log import SegmentLog
+from recsys.errors import CorruptionError, DataError, InputError, UnavailableError
+from recsys.event_log.segment_log import SegmentLog, make_directory
 from recsys.event_log.segments import SegmentReader
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class CatalogLog:
 
         Raises:
             DataError: the log ends before `start`, or begins behind it: it is another one than the bundle's.
-            CorruptionError: a record is damaged.
+            CorruptionError: a record is damaged, or the newest segment ends before `end`.
         """
         if start > end:
             raise DataError(
@@ -89,24 +89,29 @@ class CatalogLog:
                 value=start,
                 remedy="give the log that the bundle's snapshot was taken from, or restore it",
             )
+        reached = start
         try:
             for number, data in self._reader.read(start):
                 if number >= end:
                     return
                 yield number, decode_change(data)
+                reached = number + 1
         except InputError as error:
             raise DataError(error.message, field="catalog_sequence", value=start, remedy=error.remedy) from error
+        if reached < end:
+            raise self._cut_short(reached, end)
 
     def settle(self) -> None:
         """Cut off what a killed writer has left unfinished, and make the rest known.
 
-        Does nothing where there is no log, or where this process may only read it.
+        Does nothing where there is no log, where this process may only read it, or where a flush of it failed: what was
+        not flushed is taken back already.
 
         Raises:
             UnavailableError: another writer has the lock for too long.
             CorruptionError: the newest segment is damaged.
         """
-        if self.directory.is_dir() and os.access(self.directory, os.W_OK):
+        if not self._failed and self.directory.is_dir() and os.access(self.directory, os.W_OK):
             with self.writing():
                 pass
 
@@ -126,7 +131,7 @@ class CatalogLog:
                 remedy="look for errors of the disk, then start this process again",
             )
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory)
             with _locked(self.directory / "catalog.lock", self._patience), self._opened() as records:
                 yield CatalogWriter(records, self._publish)
         except OSError as error:
@@ -141,12 +146,23 @@ class CatalogLog:
     def _opened(self) -> Iterator[SegmentLog]:
         records = SegmentLog(self.directory, segment_bytes=self._segment_bytes, flush=self._flush)
         try:
-            if records.end != self.end:
+            if records.end < self.end:  # numbers that workers have applied must not be given a second time
+                raise self._cut_short(records.end, self.end)
+            if records.end > self.end:
                 self._publish(records.end)
             yield records
         finally:
             self._failed = records.failed
             records.close()
+
+    def _cut_short(self, reached: int, end: int) -> CorruptionError:
+        return CorruptionError(
+            f"the catalogue log ends at {reached}, and {end} records were acknowledged",
+            field="directory",
+            value=str(self.directory),
+            remedy="restore its newest segment from a copy; to go on without what is missing, stop all workers and "
+            "remove its file `end`",
+        )
 
     def _publish(self, end: int) -> None:
         file = os.open(self.directory / "end", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

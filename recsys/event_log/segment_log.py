@@ -66,7 +66,7 @@ class SegmentLog:
         self._closed = False
         self._failed = False
         self._end = self._size = 0
-        _make_directory(directory)
+        make_directory(directory)
         self._lock = _lock(directory)
         try:
             self._file = self._recover()
@@ -214,7 +214,7 @@ class SegmentLog:
         self._file, self._size = file, 0
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
     """Create a directory that is still there after a power failure."""
     if not directory.is_dir():
         directory.mkdir(parents=True, exist_ok=True)

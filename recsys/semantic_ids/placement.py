@@ -60,14 +60,18 @@ class Placement:
         free = nearest[~np.isin(nearest, self._taken(greedy[:-1]))]
         return (*greedy[:-1], int(free[0] if len(free) else nearest[0]))
 
-    def take(self, item_id: str, codes: Sequence[int]) -> None:
+    def take(self, item_id: str, codes: Sequence[int]) -> tuple[int, ...]:
         """Give a semantic ID away for as long as the tokenizer version lives; an item takes one only.
+
+        Returns:
+            The one that the item has.
 
         Raises:
             InputError: the codes are none of this tokenizer.
         """
-        if self.given(item_id) is not None:
-            return
+        given = self.given(item_id)
+        if given is not None:
+            return given
         taken = tuple(int(code) for code in codes)
         if len(taken) != len(self.sizes) or any(
             not 0 <= code < size for code, size in zip(taken, self.sizes, strict=True)
@@ -80,6 +84,13 @@ class Placement:
             )
         self._known[item_id] = taken
         self._later.setdefault(self._key(taken[:-1]), []).append(taken[-1])
+        return taken
+
+    def give_back(self, item_id: str) -> None:
+        """Undo `take` of an item that the tokenizer did not come with; does nothing where it took nothing."""
+        codes = self._known.pop(item_id, None)
+        if codes is not None:
+            self._later[self._key(codes[:-1])].remove(codes[-1])
 
     def _taken(self, prefix: Sequence[int]) -> npt.NDArray[np.int64]:
         """(m,) last codes below a prefix, each as often as it was given."""

@@ -162,6 +162,30 @@ def test_foreign_bytes_are_missing_and_give_way(store: FeatureStore, raw: Any) -
         store.put([Write(COUNTS, "list", {"clicks": 1}, now)])
 
 
+def test_keys_of_another_type_keep_no_other_write_back(store: FeatureStore, raw: Any) -> None:
+    """Also where a tail is full, and must be folded before it takes more."""
+    full = RECENT.entries.tail([RECENT.entries.pack(row(number, "i" * 100)) for number in range(600)], now_micros())
+    for user in ("bob", "cid"):
+        raw.set(RECENT.key(user) + TAIL, full)
+    raw.lpush(RECENT.key("ann") + TAIL, "x")
+    raw.lpush(RECENT.key("cid"), "x")
+    with pytest.raises(DataError, match="ann"):
+        store.merge([Merge(RECENT, user, [row(1_000)]) for user in ("ann", "bob", "cid", "dan")])
+    held = [store.read([(RECENT, user)])[0].entries or [] for user in ("bob", "dan")]
+    assert [entries[-1][1] for entries in held] == [1_000, 1_000]
+
+
+def test_a_full_server_is_not_taken_for_a_key_of_another_type(own_server: RedisServer) -> None:
+    """Both are met in one batch: what was not acknowledged must be written again."""
+    store = open_store(own_server.address, PATIENT)
+    with redis.Redis(port=own_server.port) as raw:
+        raw.lpush(RECENT.key("ann") + TAIL, "x")
+        raw.config_set("maxmemory", 1)
+        with pytest.raises(UnavailableError, match="did not acknowledge"):
+            store.merge([Merge(RECENT, user, [row(1)]) for user in ("ann", "bob")])
+    store.close()
+
+
 def test_an_outage_is_an_answer_and_ends_with_it(own_server: RedisServer) -> None:
     store = open_store(own_server.address)
     write = Write(COUNTS, "ann", {"clicks": 1}, now_micros())
@@ -386,7 +410,13 @@ def test_an_address_holds_user_and_password_and_errors_do_not() -> None:
     found = RedisAddress.parse("redis+sentinel://me:s%40ecret@a,b:7/features/3")
     assert (found.hosts, found.service, found.database) == ((("a", 26379), ("b", 7)), "features", 3)
     assert (found.user, found.password) == ("me", "s@ecret")
+    assert "s@ecret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "address", ["redis://me:secret@a,b/0", "me:secret@a:6379", "redis:/me:secret@a/0", "redis://a/0?password=secret"]
+)
+def test_an_address_of_another_form_is_shown_without_what_may_be_a_secret(address: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        RedisAddress.parse("redis://me:secret@a,b/0")
+        RedisAddress.parse(address)
     assert "secret" not in str(caught.value)
-    assert "secret" not in repr(found)

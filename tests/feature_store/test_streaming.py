@@ -245,6 +245,22 @@ def test_catching_up_stops_between_batches_when_its_time_is_over(tmp_path: Path)
     store.close()
 
 
+def test_what_is_taken_in_the_middle_of_catching_up_passes_over_nothing(tmp_path: Path) -> None:
+    log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
+    ticks = iter(range(1_000))
+    stream = HistoryStream(
+        log, store, ConsumerOffsets(tmp_path / "offsets"), USER_RECENT, batch=2, clock=lambda: float(next(ticks))
+    )
+    log.take([event(number) for number in range(6)])
+    stream.catch_up(seconds=1)
+    log.take([event(6)])
+    stream.take(counted(log, 6))
+    assert stream.at_end
+    assert items(store) == expected([event(number) for number in range(7)])
+    log.close()
+    store.close()
+
+
 def test_a_minute_without_many_events_commits_all_the_same(tmp_path: Path) -> None:
     log, store = EventLog(tmp_path / "log"), EmbeddedFeatureStore(tmp_path / "store")
     offsets, now = ConsumerOffsets(tmp_path / "offsets"), [0.0]

@@ -115,6 +115,54 @@ def test_a_store_that_fails_is_left_alone_for_a_while(log: EventLog, store: Stor
     assert (known(store), histories.behind) == (["a", "b", "c"], False)
 
 
+class Renewed(Store):
+    """Has been connected to anew when told so; a merge takes 300 ms."""
+
+    epoch = 0
+    now = 0.0
+
+    def merge(self, merges: Sequence[Merge]) -> None:
+        super().merge(merges)
+        self.now += 0.3
+
+
+def test_nobody_waits_long_while_much_is_merged_again(log: EventLog, tmp_path: Path) -> None:
+    store, offsets = Renewed(tmp_path / "renewed"), ConsumerOffsets(tmp_path / "offsets")
+    settle = timedelta(seconds=30)
+    stream = HistoryStream(
+        log, store, offsets, USER_RECENT, actions=["click"], settle=settle, batch=1, clock=lambda: store.now
+    )
+    histories = Histories(store, None, stream, deadline=timedelta(seconds=1), metrics=Metrics(), pause=0)
+    histories.start()
+    intake = intake_of(log, histories)
+    for number in range(8):
+        intake.write([[row(f"e{number}")]])
+    store.epoch, began, tries = 1, store.now, []
+    intake.write([[row("last")]])
+    while histories.behind:
+        tries.append(store.now - began)
+        began = store.now
+        intake.write([[]])
+    assert len(tries) > 2
+    assert max(tries) < 1.3  # half a second, and what begins within it
+    assert known(store) == [*(f"e{number}" for number in range(8)), "last"]
+    store.close()
+
+
+def test_an_outage_is_logged_once(
+    log: EventLog, store: Store, tmp_path: Path, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """It is tried several times a second."""
+    intake = intake_of(log, histories_of(log, store, tmp_path, Metrics()))
+    for outage in range(2):
+        store.failing = True
+        for number in range(3):
+            intake.write([[row(f"{outage}-{number}")]])
+        store.failing = False
+        intake.write([[]])
+    assert [line["event"] for line in log_lines] == ["history_merge_failed"] * 2
+
+
 def test_exposures_that_the_disk_refuses_are_counted(tmp_path: Path) -> None:
     metrics = Metrics()
     log = ExposureLog(tmp_path / "exposures")

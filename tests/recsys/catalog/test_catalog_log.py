@@ -145,6 +145,23 @@ def test_the_end_is_found_again(tmp_path: Path) -> None:
     assert read(log) == deletions(0, 5)
 
 
+def test_an_acknowledged_record_that_is_damaged_at_the_end_is_not_taken_for_a_cut_off_one(tmp_path: Path) -> None:
+    log = CatalogLog(tmp_path / "log")
+    append(log, *deletions(0, 3))
+    path = segment_path(tmp_path / "log", 0)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(CorruptionError, match="ends at 2, and 3 records were acknowledged"):
+        read(log)
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="ends at 2, and 3 records were acknowledged"):
+            append(log, *deletions(3, 1))
+    with pytest.raises(CorruptionError, match="ends at 2"):
+        log.settle()
+    (tmp_path / "log" / "end").unlink()
+    assert append(log, *deletions(3, 1)) == range(2, 3)
+    assert read(log) == [*deletions(0, 2), *deletions(3, 1)]
+
+
 def fails(number: int) -> Callable[[int], None]:
     def flush(_: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -166,7 +183,21 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     assert read(log) == read(broken) == deletions(0, 1)
     with pytest.raises(UnavailableError, match="flush"):
         append(broken, *deletions(1, 1))
+    broken.settle()  # a process that may not write any more can still load bundles
     assert append(log, *deletions(1, 1)) == range(1, 2)
+
+
+def test_a_new_log_outlives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory's own entry is flushed too, before the first change is answered."""
+    flushed, flush = [], os.fsync
+
+    def fsync(file: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{file}").readlink())
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    append(CatalogLog(tmp_path / "log"), *deletions(0, 1))
+    assert tmp_path in flushed
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ filters = st.builds(
     price_min_micros=prices,
     price_max_micros=prices,
 )
+NOTHING: dict[str, Any] = {"category_path": (), "brand": None, "price_micros": None}
 puts = st.tuples(st.integers(0, 7), fields)
 asks = st.tuples(filters, st.integers(0, 6))
 
@@ -73,3 +74,13 @@ def test_what_is_gone_is_in_no_mask_and_keeps_its_index() -> None:
     assert live.lookup(["new", "i1", "nobody", "i0"]).tolist() == [2, 1, -1, 0]
     assert live.row(0) is None
     assert live.row(2) == ItemRow("new", price_micros=3, stock=0)
+
+
+def test_masks_take_no_more_memory_than_they_may() -> None:
+    """Whatever the size of the catalogue: here it is that of two masks and a half."""
+    rows = LiveRows(Catalog.build(table([NOTHING] * 4)), kept_bytes=10)
+    rows.put(0, ItemRow("i0"))
+    asked = [CatalogFilter(price_min_micros=n) for n in range(4)]
+    first = [rows.mask(conditions, 0) for conditions in asked]
+    again = [rows.mask(conditions, 0) for conditions in reversed(asked)]
+    assert [one is other for one, other in zip(first, reversed(again), strict=True)] == [False, False, True, True]

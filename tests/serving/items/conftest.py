@@ -148,3 +148,10 @@ def live(encodable_bundle: Bundle, catalog_log: CatalogLog) -> BundleRecommender
     """A recommender of its own that follows `catalog_log`."""
     decoder, indexes = load_decoder(encodable_bundle), load_indexes(encodable_bundle)
     return BundleRecommender(encodable_bundle, decoder, beam=20, retrieval=indexes, log=catalog_log)
+
+
+@pytest.fixture
+def other(encodable_bundle: Bundle, catalog_log: CatalogLog) -> BundleRecommender:
+    """A second worker on the same log."""
+    decoder, indexes = load_decoder(encodable_bundle), load_indexes(encodable_bundle)
+    return BundleRecommender(encodable_bundle, decoder, beam=20, retrieval=indexes, log=catalog_log)

@@ -58,13 +58,6 @@ def delete(recommender: BundleRecommender, log: CatalogLog, item_id: str) -> Ite
     return result
 
 
-@pytest.fixture
-def other(encodable_bundle: Bundle, catalog_log: CatalogLog) -> BundleRecommender:
-    """A second worker on the same log."""
-    decoder, indexes = load_decoder(encodable_bundle), load_indexes(encodable_bundle)
-    return BundleRecommender(encodable_bundle, decoder, beam=20, retrieval=indexes, log=catalog_log)
-
-
 def test_a_new_item_is_in_every_source_by_the_next_request(live: BundleRecommender, catalog_log: CatalogLog) -> None:
     assert "new-1" not in ids(ask(live))
     result = put(live, catalog_log, "new-1")
@@ -286,6 +279,9 @@ def test_a_bundle_without_a_tokenizer_takes_changes_of_its_own_items_only(
         ((), b"\x00\x00\x80\x3f" * 256, True),
         ((0, 0, 24), b"\x00\x00\x80\x3f" * 256, False),
         ((0, 0), b"\x00\x00\x80\x3f" * 256, False),
+        ((0, 0, 0), b"\xff\xff\x7f\x7f" * 256, True),  # as large as a number can be
+        ((0, 0, 0), b"\x01\x00\x00\x00" * 256, True),  # as small
+        ((0, 0, 0), b"\x00\x00\x00\x00" * 256, True),
     ],
 )
 def test_what_another_writer_has_encoded_badly_stops_nobody(
@@ -299,6 +295,7 @@ def test_what_another_writer_has_encoded_badly_stops_nobody(
     put(live, catalog_log, "new-2")
     found = ids(ask(live))
     assert ("new-1" in found, "new-2" in found, live.items.unplaced) == (shown, True, set() if shown else {"new-1"})
+    assert "new-2" in ids(ask(live, ("new-1", "item-11")))
 
 
 def test_a_worker_without_an_encoder_shows_what_others_have_encoded(
