@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -12,6 +13,8 @@ from recsys.storage import write_bytes_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_PAUSE: Final = 0.05  # seconds
 
 
 class MetricsLog:
@@ -29,6 +32,8 @@ class MetricsLog:
             rows = [row for row in self._path.read_text().splitlines(keepends=True) if row.endswith("\n")]
             kept = rows[:1] + [row for row in rows[1:] if int(row.split(",", 1)[0]) <= step]
             write_bytes_atomically(self._path, "".join(kept).encode())
+        if step:
+            _wait_for_a_later_second(out / "tensorboard")
         self._events = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 
     def append(self, step: int, row: dict[str, float]) -> None:
@@ -51,3 +56,10 @@ class MetricsLog:
     def close(self) -> None:
         """Write out what TensorBoard has not got yet."""
         self._events.close()
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Files of events are read in the order of their names, which begin with the second they were made in."""
+    newest = max((int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")), default=0)
+    while int(time.time()) <= newest:
+        time.sleep(_PAUSE)
