@@ -7,23 +7,23 @@ which compressor an index holds shorter ones; each index has a folder of its own
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from recsys.catalog.arrays import load_json
-from recsys.errors import ConfigError, DataError, InputError, VersionMismatchError, WindfireError
-from recsys.retrieval.compressing import CompressorSpec, compressor_file, open_compressor, place_compressor
-from recsys.retrieval.files import load_index, read_origin, save_index
+from recsys.errors import DataError, VersionMismatchError
+from recsys.retrieval.compressing import CompressorSpec
+from recsys.retrieval.files import load_index, read_origin
 from recsys.retrieval.query_encoder import EncoderSpec, QueryEncoder
-from recsys.retrieval.settings import NAMES, IndexSettings, VectorsName
+from recsys.retrieval.settings import NAMES, VectorsName
 from recsys.retrieval.taste import taste
-from recsys.retrieval.vector_index import Found, VectorIndex, build_index
-from recsys.storage import sha256_parts, write_json_atomically
+from recsys.retrieval.vector_index import Found, VectorIndex
+from recsys.storage import sha256_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -168,139 +168,11 @@ class Retrieval:
         return self.indexes["text"].search(query, n, allowed)
 
 
-def write_retrieval(
-    folder: Path,
-    vectors: Mapping[VectorsName, npt.NDArray[Any]],
-    settings: IndexSettings,
-    *,
-    item_ids: Sequence[str],
-    encoder: EncoderSpec | None = None,
-    own: Collection[VectorsName] = (),
-    compressors: Mapping[VectorsName, Path] | None = None,
-    second_look: bool = False,
-    progress: Callable[[str, int], None] = lambda _, __: None,
-) -> list[VectorsName]:
-    """Build what changed of a catalogue's indexes; an index over the same vectors with the same settings stays.
-
-    Args:
-        folder: kept between calls.
-        vectors: (I, D) by name, row r = item index r.
-        settings: of every index.
-        item_ids: (I,) of the catalogue.
-        encoder: of the text vectors.
-        own: names of vectors that were made for the index and are not the work directory's.
-        compressors: ONNX files of `windfire train smec` by the name of the vectors that they shorten.
-        second_look: shorter vectors only propose; the vectors as they are lie on the disk, and candidates are scored
-            by them.
-        progress: told the name of an index and how many vectors are in.
-
-    Returns:
-        The names that were built.
-
-    Raises:
-        InputError: vectors that are not finite, or another number of them than of items.
-        VersionMismatchError: the items' vectors have another dimension than those of the encoder, or than those that
-            the compressor was trained on.
-        ConfigError: the encoder holds pickled weights, a compressor without vectors, or ONNX Runtime is not installed.
-        CorruptionError, DataError: no compressor in such a file.
-    """
-    for name, values in vectors.items():
-        if len(values) != len(item_ids):
-            raise InputError(
-                f"{len(item_ids)} items need as many vectors",
-                field=name,
-                value=len(values),
-                remedy="give one row per item, in the order of item ids; zeros where an item has none",
-            )
-    if encoder is not None and "text" in vectors and vectors["text"].shape[1] != encoder.dimension:
-        raise _other_dimension(encoder.dimension, vectors["text"].shape[1])
-    shorteners = _opened(compressors or {}, vectors)
-    (folder / MANIFEST).unlink(missing_ok=True)  # until all is there, there is nothing to publish
-    built: list[VectorsName] = []
-    placed: dict[VectorsName, CompressorSpec] = {}
-    for name, values in vectors.items():
-        origin = {"vectors": name, "own": name in own, "sha256": vectors_checksum(values)}
-        shortener = shorteners.get(name)
-        if shortener is not None:
-            origin |= {"compressor": sha256_parts([shortener.graph]), "second_look": second_look}
-        if shortener is not None and not second_look:
-            placed[name] = place_compressor(shortener, folder, name)
-        if _unchanged(folder / name, origin, settings):
-            continue
-        index = build_index(
-            shortener(values) if shortener is not None and not second_look else values,
-            settings,
-            progress=lambda count, name=name: progress(name, count),  # type: ignore[misc]
-            shortener=shortener if second_look else None,
-        )
-        save_index(index, folder / name, origin=origin)
-        built.append(name)
-    _finish(folder, list(vectors), item_ids, encoder, placed)
-    return built
-
-
-def _opened(
-    compressors: Mapping[VectorsName, Path], vectors: Mapping[VectorsName, npt.NDArray[Any]]
-) -> dict[VectorsName, Shortener]:
-    """Every compressor, once it is sure that it fits; before anything is written."""
-    opened: dict[VectorsName, Shortener] = {}
-    for name, path in compressors.items():
-        if name not in vectors:
-            raise ConfigError(
-                "a compressor of vectors that no index is built over",
-                field="compressor",
-                value=name,
-                remedy=f"one of {', '.join(vectors)}",
-            )
-        opened[name] = open_compressor(path)
-        if vectors[name].shape[1] != opened[name].dimension:
-            raise VersionMismatchError(
-                f"the compressor was trained on vectors of {opened[name].dimension} dimensions",
-                field=f"{name}.dimension",
-                value=vectors[name].shape[1],
-                remedy="train one on these vectors: `windfire train smec`",
-            )
-    return opened
-
-
-def _finish(
-    folder: Path,
-    names: Sequence[str],
-    item_ids: Sequence[str],
-    encoder: EncoderSpec | None,
-    compressors: Mapping[VectorsName, CompressorSpec],
-) -> None:
-    files = {spec.file for spec in compressors.values()}
-    for path in folder.iterdir():
-        if path.is_dir() and path.name not in names:
-            shutil.rmtree(path)
-        elif path.name in {compressor_file(name) for name in NAMES} - files:
-            path.unlink()
-    placed = None if encoder is None else encoder.placed(folder)
-    value = {
-        "format": RETRIEVAL_FORMAT,
-        "items": len(item_ids),
-        "item_ids": sha256_parts(item_ids),
-        "indexes": list(names),
-        "encoder": None if placed is None else asdict(placed),
-        "compressors": {name: asdict(spec) for name, spec in compressors.items()},
-    }
-    write_json_atomically(folder / MANIFEST, value)
-
-
-def _unchanged(directory: Path, origin: dict[str, Any], settings: IndexSettings) -> bool:
-    try:
-        known = read_origin(directory)
-        return known == origin and load_index(directory).settings == settings
-    except (WindfireError, OSError, ValueError, KeyError, TypeError):  # absent, damaged or of another form: built again
-        return False
-
-
 def load_retrieval(folder: Path, *, verify: bool = True, encoder: bool = True) -> Retrieval:
     """Open a folder of indexes.
 
     Args:
-        folder: what `write_retrieval` wrote, or a bundle's copy.
+        folder: what `recsys.retrieval.building.write_retrieval` wrote, or a bundle's copy.
         verify: hash every file; False where somebody else has.
         encoder: load the text encoder where there is one.
 
@@ -333,7 +205,7 @@ def load_retrieval(folder: Path, *, verify: bool = True, encoder: bool = True) -
         dimensions[name] = spec.dimension
     loaded = EncoderSpec(**value["encoder"]).load(folder) if encoder and value["encoder"] is not None else None
     if loaded is not None and "text" in dimensions and dimensions["text"] != loaded.dimension:
-        raise _other_dimension(loaded.dimension, dimensions["text"])
+        raise other_dimension(loaded.dimension, dimensions["text"])
     return Retrieval(indexes, loaded, {name: spec.load(folder) for name, spec in specs.items()})
 
 
@@ -384,7 +256,8 @@ def vectors_checksum(vectors: Vectors | npt.NDArray[Any]) -> str:
     )
 
 
-def _other_dimension(encoder: int, vectors: int) -> VersionMismatchError:
+def other_dimension(encoder: int, vectors: int) -> VersionMismatchError:
+    """The error of an encoder that does not fit the items' text vectors."""
     return VersionMismatchError(
         f"the encoder writes vectors of dimension {encoder}",
         field="text.dimension",

@@ -50,7 +50,8 @@ def build(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from recsys.datasets.prepared import PreparedData
-    from recsys.retrieval.folder import RETRIEVAL, write_retrieval
+    from recsys.retrieval.building import write_retrieval
+    from recsys.retrieval.folder import RETRIEVAL
     from recsys.retrieval.settings import IndexSettings
 
     settings = IndexSettings() if config is None else IndexSettings.load(config)

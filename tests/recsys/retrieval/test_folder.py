@@ -18,7 +18,8 @@ from recsys.bundle.compressor import load_compressor
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError, CorruptionError, DataError, InputError, VersionMismatchError, WindfireError
 from recsys.models.smec import Compressor, CompressorConfig
-from recsys.retrieval.folder import RETRIEVAL, load_retrieval, write_retrieval
+from recsys.retrieval.building import write_retrieval
+from recsys.retrieval.folder import RETRIEVAL, load_retrieval
 from recsys.retrieval.query_encoder import EncoderSpec, QueryEncoder, encoder_of_job
 from recsys.retrieval.settings import IndexSettings
 from recsys.storage import read_json, write_json_atomically

@@ -12,9 +12,10 @@ import torch
 from recsys.backends.compressor_onnx import export_compressor
 from recsys.errors import ConfigError, CorruptionError, DataError, InputError
 from recsys.models.smec import Compressor, CompressorConfig
+from recsys.retrieval.building import write_retrieval
 from recsys.retrieval.compressing import Shortener, open_compressor
 from recsys.retrieval.files import load_index, save_index
-from recsys.retrieval.folder import load_retrieval, write_retrieval
+from recsys.retrieval.folder import load_retrieval
 from recsys.retrieval.query_encoder import EncoderSpec
 from recsys.retrieval.settings import IndexSettings
 from recsys.retrieval.vector_index import VectorIndex, build_index

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from recsys.bundle import Bundle, Registry, load_decoder, load_indexes, publish_run
 from recsys.catalog.log import CatalogLog
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
-from recsys.retrieval.folder import write_retrieval
+from recsys.retrieval.building import write_retrieval
 from recsys.retrieval.query_encoder import EncoderSpec
 from recsys.retrieval.settings import IndexSettings, VectorsName
 from recsys.semantic_ids.artefact import Artefact, version_of
