@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from benchmarks.quality_figures import ArmResult
     from benchmarks.quality_settings import QualitySettings
 
+    Results = dict[str, list[ArmResult]]
+
 CONFIG: Final = Path(__file__).with_name("semantic_ids.yaml")
 _SEED: Final = 20260103  # of the bootstrap; any number, but always the same
 _VIEW: Final = "masked"
@@ -51,6 +53,7 @@ def bench_semantic_ids(
     """
     quality = Quality(settings, work, public_sources(), say)
     started, figures = now(), list[Figure]()
+    seen: dict[str, Results] = {}
     for dataset in settings.chosen_datasets(datasets):
         try:
             quality.prepare(dataset)
@@ -61,7 +64,7 @@ def bench_semantic_ids(
         since = settings.datasets[dataset].since
         if since:
             figures += change_figures(dataset, quality.prepared(since), quality.prepared(dataset))
-        figures += _measured(quality, dataset)
+        figures += _measured(quality, dataset, seen)
     report = Report(command, settings.model_dump(), settings.seeds, figures, started, environment())
     return Outcome(report, quality.failures)
 
@@ -112,29 +115,34 @@ def _codes(prepared: Path) -> dict[str, list[int]]:
     }
 
 
-def _measured(quality: Quality, dataset: str) -> list[Figure]:
+def _arms(quality: Quality, dataset: str, seen: dict[str, Results]) -> Results:
+    """The arms of a data set's methods, read or run once in a call; a base is asked for by each of its variants."""
+    if dataset not in seen:
+        settings, prepared = quality.settings, quality.prepared(dataset)
+        methods = settings.datasets[dataset].methods
+        names = settings.chosen_methods(dataset, settings.default_methods if methods is None else methods)
+        seen[dataset] = {} if methods == [] else quality.arms(dataset, PreparedData.load(prepared), prepared, names)
+    return seen[dataset]
+
+
+def _measured(quality: Quality, dataset: str, seen: dict[str, Results]) -> list[Figure]:
     """Accuracy, lists and cost of the data set's methods, and what they gain over the base's semantic IDs."""
-    settings = quality.settings
-    chosen = settings.datasets[dataset]
-    methods = settings.default_methods if chosen.methods is None else chosen.methods
-    if not methods:
+    settings, results = quality.settings, _arms(quality, dataset, seen)
+    if not results:
         return []
+    base = settings.datasets[dataset].base
+    default = _arms(quality, base, seen) if base else {}
     data = PreparedData.load(quality.prepared(dataset))
-    results = quality.arms(dataset, data, quality.prepared(dataset), settings.chosen_methods(dataset, methods))
-    rng = np.random.default_rng(_SEED)
-    users = draw_users(len(Cases.of(data, settings.cases).targets), rng=rng, replicates=settings.replicates)
+    cases, rng = Cases.of(data, settings.cases), np.random.default_rng(_SEED)
+    users = draw_users(len(cases.targets), rng=rng, replicates=settings.replicates)
     figures = list[Figure]()
     for method, arms in results.items():
         name = f"quality.{dataset}.{method}"
-        figures += _of_method(name, data, Cases.of(data, settings.cases), arms, users, rng)
-        for other in settings.methods[method].against:
-            if other in results:
-                figures += differences(name, other, arms, results[other], _VIEW, users, rng)
-        base = chosen.base
-        if base and method in (settings.datasets[base].methods or []):
-            ours = quality.arms(base, PreparedData.load(quality.prepared(base)), quality.prepared(base), [method])
-            if method in ours:
-                figures += differences(name, "default", arms, ours[method], _VIEW, users, rng)
+        figures += _of_method(name, data, cases, arms, users, rng)
+        controls = {other: results[other] for other in settings.methods[method].against if other in results}
+        controls |= {"default": default[method]} if method in default else {}
+        for other, control in controls.items():
+            figures += differences(name, other, arms, control, _VIEW, users, rng)
     return figures
 
 

@@ -35,7 +35,12 @@ def write_prepared(folder: Path) -> None:
     codes = [[item // 6, item % 6] for item in range(ITEMS)]
     tables = {
         "items": pa.table(
-            {"item_index": index, "item_id": [f"item-{n:02d}" for n in range(len(index))], "train_count": counts}
+            {
+                "item_index": index,
+                "item_id": [f"item-{n:02d}" for n in range(len(index))],
+                "train_count": counts,
+                "category_path": [["All", f"Part {n // 6}"] for n in range(len(index))],
+            }
         ),
         "sequences": pa.table({"user_id": users, "items": items, "times": times}),
         "splits": pa.table(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -9,11 +10,12 @@ import yaml
 
 from benchmarks.figures import Figure, Report
 from benchmarks.quality import Quality
-from benchmarks.quality_settings import QualitySettings
-from benchmarks.semantic_ids import CONFIG, change_figures
+from benchmarks.quality_settings import DatasetSettings, MethodSettings, QualitySettings
+from benchmarks.semantic_ids import CONFIG, bench_semantic_ids, change_figures
 from benchmarks.semantic_ids_tables import semantic_ids_overview
 from benchmarks.tables import render
 from recsys.errors import ConfigError, DataError
+from recsys.storage import write_json_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +87,34 @@ def test_changed_prefixes_are_counted_over_the_items_of_both(tmp_path: Path) -> 
         ("sids.ring.changed_prefix1", 3), ("sids.ring.changed_prefix2", 3),
     ]  # fmt: skip
     assert [figure.value for figure in figures] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_variants_are_reported_on_and_compared_with_their_base(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = prepared.parent.parent.parent
+    (work / "sources" / "ring").mkdir(parents=True)
+    monkeypatch.setenv("WINDFIRE_DATA", str(work / "sources"))
+    ring = DatasetSettings(source="ring", methods=["p"])
+    settings = QualitySettings(
+        seeds=[1], replicates=50, methods={"p": MethodSettings(kind="popularity", title="p")}, default_methods=["p"],
+        datasets={"ring": ring, "ring.same": ring.model_copy(update={"base": "ring", "since": "ring"})},
+    )  # fmt: skip
+    shutil.copytree(prepared.parent, work / "data" / "ring.same")
+    quality = Quality(settings, work, work / "sources", lambda _: None)
+    for name in settings.datasets:  # as if the offline jobs had run
+        write_json_atomically(work / "data" / name / "preparation.json", {"key": quality.key(name), "cpu_seconds": 1.0})
+
+    said: list[str] = []
+    outcome = bench_semantic_ids(settings, work, "windfire bench semantic-ids", [], say=said.append)
+    named = {figure.name: figure for figure in outcome.report.figures}
+    assert outcome.failures == []
+    assert [line.partition(",")[0] for line in said] == ["ring: p", "ring.same: p"]  # a base's arms are read once
+    assert named["quality.ring.same.p.ndcg@10"].value == named["quality.ring.p.ndcg@10"].value > 0
+    difference = named["quality.ring.same.p.ndcg@10.minus.default"]
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    assert "quality.ring.p.ndcg@10.minus.default" not in named
+    assert [named[f"sids.ring.level{level}.density"].value for level in (1, 2)] == [1, 1]
+    assert named["sids.ring.level1.purity"].value == 1
+    assert [named[f"sids.ring.same.changed_prefix{level}"].value for level in (1, 2)] == [0, 0]
 
 
 def _subject(dataset: str, *methods: str) -> list[Figure]:
