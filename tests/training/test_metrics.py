@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -42,3 +43,14 @@ def test_a_file_cut_off_in_its_header_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,lo")
     logged(tmp_path, 10, 20)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,loss,valid.ndcg@10", "20,5,0.5"]
+
+
+def test_the_events_of_a_resumed_run_are_read_behind_the_earlier_ones(tmp_path: Path) -> None:
+    logged(tmp_path, 0, 10)
+    (early,) = (tmp_path / "tensorboard").iterdir()
+    second = int(time.time()) + 1  # and a name that sorts behind whatever is made in it
+    early.rename(early.with_name(f"events.out.tfevents.{second}.zzz"))
+    logged(tmp_path, 10, 20)
+    names = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert names[0] == f"events.out.tfevents.{second}.zzz"
+    assert int(names[1].split(".")[3]) > second
