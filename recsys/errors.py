@@ -76,3 +76,9 @@ class UnavailableError(WindfireError):
 
     code = "unavailable"
     retryable = True
+
+
+class OverloadedError(UnavailableError):
+    """More is asked than can be done in time; whatever refuses is well."""
+
+    code = "overloaded"

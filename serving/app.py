@@ -17,6 +17,10 @@ from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.ladder.fallback import Fallback
+from serving.ladder.keeper import FallbackKeeper
+from serving.ladder.ladder import Ladder
+from serving.ladder.metrics import LadderMetrics
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
@@ -91,7 +95,9 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     keeper: EngineKeeper | None = None
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
-    return Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    fallback = await _start_fallback(stack, settings, engine, keeper)
+    ladder = Ladder(settings, LadderMetrics(metrics.registry), engine, histories, fallback)
+    return Services(settings, metrics, engine, histories, event_log, events, exposures, keeper, ladder)
 
 
 async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> tuple[Engine, EngineKeeper]:
@@ -105,7 +111,11 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
 
     own = EngineMetrics()
     engine = InProcessEngine(
-        own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
+        own,
+        queue_limit=settings.queue_limit,
+        batch_limit=settings.batch_limit,
+        torch_threads=settings.torch_threads,
+        small=settings.small_beam < settings.beam,
     )
     stack.callback(engine.close)
     watcher = BundleWatcher(settings, engine, own)
@@ -113,6 +123,18 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher
+
+
+async def _start_fallback(
+    stack: AsyncExitStack, settings: Settings, engine: Engine, keeper: EngineKeeper | None
+) -> Fallback:
+    """What answers without the engine; it is opened before the first request."""
+    fallback = Fallback(minimum=settings.fallback_minimum.total_seconds())
+    stack.callback(fallback.close)
+    tables = FallbackKeeper(settings, engine, keeper, fallback)
+    await tables.look()
+    stack.push_async_callback(_cancel, asyncio.create_task(tables.watch()))
+    return fallback
 
 
 async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
 
-CATALOG_LOG: Final = "catalog_log"
-"""Folder of the catalogue log in a registry, unless the settings name another."""
-
 _WAITING: Final = 1_000  # changes of items
 _LONGEST_PAUSE: Final = 300.0  # seconds; a try reads the whole bundle
 _log = structlog.stdlib.get_logger(__name__)
@@ -46,6 +43,7 @@ def load_recommender(
     decoder: str,
     engine: str,
     beam: int,
+    small_beam: int | None = None,
     markers: Path,
     retrieval: bool = True,
     search: bool = True,
@@ -62,6 +60,7 @@ def load_recommender(
         decoder: its name, or `auto`.
         engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
+        small_beam: the same where the full beam would be late; None = never fewer.
         markers: directory that remembers which files were verified on this host.
         retrieval: whether to open the bundle's indexes.
         search: whether to load the text encoder that belongs to them.
@@ -80,7 +79,9 @@ def load_recommender(
     else:
         chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     indexes = load_indexes(bundle, encoder=search) if retrieval else None
-    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes, log=log, cold=cold)
+    recommender = BundleRecommender(
+        bundle, chosen, beam=beam, small_beam=small_beam, retrieval=indexes, log=log, cold=cold
+    )
     recommender.items.follow()
     history = bundle.catalog.index.ids(bundle.popular(None)[:3])
     now = time.time_ns() // 1_000
@@ -106,7 +107,7 @@ class BundleWatcher:
         self._registry = Registry(settings.registry)
         self._engine = engine
         self._metrics = metrics
-        self._log = CatalogLog(settings.catalog_log or settings.registry / CATALOG_LOG)
+        self._log = CatalogLog(settings.catalog_directory)
         self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write, limit=_WAITING)
         self._tried: str | None = None
         self._pause = self._again = 0.0  # seconds, and when on the monotonic clock
@@ -176,6 +177,7 @@ class BundleWatcher:
             decoder=settings.decoder,
             engine=settings.engine,
             beam=settings.beam,
+            small_beam=settings.small_beam,
             markers=settings.state / "verified",
             retrieval=settings.retrieval,
             search=settings.search,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from recsys.event_log import EventLog, Exposure, GroupWriter
     from serving.engine import Engine, EngineKeeper
     from serving.histories import Histories
+    from serving.ladder.ladder import Ladder
     from serving.metrics import Metrics
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
@@ -31,6 +32,7 @@ class Services:
         events: writes batches of rows durably, then into the histories.
         exposures: writes what was answered.
         keeper: of the engine; None where the engine was given.
+        ladder: answers by the best tier that can.
         draining: SIGTERM was received.
     """
 
@@ -42,6 +44,7 @@ class Services:
     events: GroupWriter[list[EventRow], list[EventResult]]
     exposures: GroupWriter[Exposure, None]
     keeper: EngineKeeper | None
+    ladder: Ladder
     draining: bool = False
 
     async def figures(self) -> bytes:

@@ -20,7 +20,7 @@ from serving.item_changes import ItemChange, ItemChanged  # likewise
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VERSION: Final = 4
+VERSION: Final = 5
 MAX_FRAME: Final = 16 << 20  # bytes of a body; a request is bounded by the 1 MiB of HTTP, an answer by 500 titles
 TICK: Final = 1.0  # seconds between two signs of life of the engine
 _LENGTH: Final = 4

@@ -1,0 +1,49 @@
+"""Until when a request must be answered, and what may still be begun before that."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Header
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
+
+DeadlineMs = Annotated[
+    int | None,
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        description="Milliseconds within which the answer must be there; the server's own deadline if that is shorter.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Points of the monotonic clock, in seconds.
+
+    Attributes:
+        answer: when the answer must be made.
+        engine: when the engine's answer must be there; after it comes the time for an answer without it.
+    """
+
+    answer: float
+    engine: float
+
+    @classmethod
+    def within(cls, wanted_ms: int | None, settings: Settings, now: float | None = None) -> Deadline:
+        """The lower of what a request wants and the settings allow, from now on.
+
+        Args:
+            wanted_ms: from the request's header, at least 1.
+            settings: the bound, and what is kept back for an answer without the engine.
+            now: monotonic seconds.
+        """
+        seconds = settings.deadline.total_seconds()
+        if wanted_ms is not None and wanted_ms < seconds * 1_000:
+            seconds = wanted_ms / 1_000
+        answer = (time.monotonic() if now is None else now) + seconds
+        return cls(answer, answer - settings.fallback_reserve.total_seconds())
