@@ -93,9 +93,8 @@ class BundleRecommender:
     @property
     def versions(self) -> EngineVersions:
         """See `serving.engine.Recommender`."""
-        return EngineVersions(
-            self._bundle.manifest.version, self.items.version, self._decoder.name if self._decoder else ""
-        )
+        decoder = self._decoder.name if self._decoder else ""
+        return EngineVersions(self._bundle.manifest.version, self.items.version, decoder)
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         """See `serving.engine.Recommender`; what the catalogue log holds when it is called is known.
@@ -131,9 +130,10 @@ class BundleRecommender:
                 # with a new item is read another way: it stays among its like.
                 key = id(plan.slate.shared), plan.request.n, self.items.newer(plan.history)
                 groups.setdefault(key, []).append(plan)
-        for group in groups.values() if self._decoder else ():
-            for plan, ranked in zip(group, self._decode(self._decoder, group), strict=True):
-                plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
+        if self._decoder is not None:
+            for group in groups.values():
+                for plan, ranked in zip(group, self._decode(self._decoder, group), strict=True):
+                    plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
         return [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
 
     def _plan(self, request: EngineRequest) -> _Plan:

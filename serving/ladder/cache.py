@@ -67,9 +67,14 @@ class AnswerCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def fingerprint(self, request: EngineRequest, versions: EngineVersions) -> Fingerprint | None:
-        """What `again` compares; None where no answer is taken for another's."""
-        return Fingerprint(_digest(request), versions.bundle, versions.catalog) if self._fresh and self._most else None
+    @property
+    def answers_again(self) -> bool:
+        """Whether an answer may be that of the same question asked again."""
+        return bool(self._fresh and self._most)
+
+    def fingerprint(self, request: EngineRequest, versions: EngineVersions) -> Fingerprint:
+        """What `again` compares."""
+        return Fingerprint(_digest(request), versions.bundle, versions.catalog)
 
     def put(
         self, user_id: str, scene: str | None, answer: EngineAnswer, fingerprint: Fingerprint | None, asked: float

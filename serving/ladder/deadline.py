@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import Header
 
 if TYPE_CHECKING:
     from serving.settings import Settings
 
+_MOST_RESERVE: Final = 0.25  # of a short deadline
 DeadlineMs = Annotated[
     int | None,
     Header(
@@ -46,4 +47,5 @@ class Deadline:
         if wanted_ms is not None and wanted_ms < seconds * 1_000:
             seconds = wanted_ms / 1_000
         answer = (time.monotonic() if now is None else now) + seconds
-        return cls(answer, answer - settings.fallback_reserve.total_seconds())
+        reserve = min(settings.fallback_reserve.total_seconds(), seconds * _MOST_RESERVE)
+        return cls(answer, answer - reserve)

@@ -178,15 +178,14 @@ class Ladder:
     async def _answered(
         self, request: EngineRequest, deadline: Deadline, user_id: str | None, history_missing: str | None
     ) -> EngineAnswer:
-        cache, asked = self.cache, self._clock()
+        cache, asked, below = self.cache, self._clock(), self._fallback.loaded is not None
         fingerprint = None
-        if user_id is not None:
-            versions = self._engine.versions
-            fingerprint = None if versions is None else cache.fingerprint(request, versions)
-            fresh = None if fingerprint is None else cache.again(user_id, request.scene, fingerprint)
-            if fresh is not None:
-                again = await self._below(request, deadline, "fresh", fresh)
-                if len(again.items) >= len(fresh) and all(item.source == ServedBy.CACHED for item in again.items):
+        if user_id is not None and below:
+            versions = self._engine.versions if cache.answers_again else None
+            if versions is not None:
+                fingerprint = cache.fingerprint(request, versions)
+                fresh = cache.again(user_id, request.scene, fingerprint)
+                if fresh is not None and (again := await self._once_more(request, deadline, fresh)) is not None:
                     return again
             if history_missing in _NO_HISTORY and (last := cache.last(user_id, request.scene)):
                 return await self._below(request, deadline, "no_history", last)
@@ -195,10 +194,22 @@ class Ladder:
             if user_id is not None and answer.served_by in _BY_MODEL:
                 cache.put(user_id, request.scene, answer, fingerprint, asked)
             return answer
-        if self._fallback.loaded is None:
+        if not below:
             raise answer.error
-        last = None if user_id is None else cache.last(user_id, request.scene)
-        return await self._below(request, deadline, answer.reason, last or ())
+        if answer.reason == "fault":
+            _log.error("engine_failed", exc_info=answer.error)
+        kept = None if user_id is None else cache.last(user_id, request.scene)
+        return await self._below(request, deadline, answer.reason, kept or ())
+
+    async def _once_more(
+        self, request: EngineRequest, deadline: Deadline, fresh: Sequence[SlateItem]
+    ) -> EngineAnswer | None:
+        """The answer to the same question, unless something of it may not be shown any more."""
+        answer = await self._fallback.answer(request, fresh, until=deadline.engine)
+        if [item.item_id for item in answer.items] != [item.item_id for item in fresh]:
+            return None
+        self._metrics.fallbacks.labels(answer.served_by.value, "fresh").inc()
+        return answer
 
     async def _below(
         self, request: EngineRequest, deadline: Deadline, reason: str, kept: Sequence[SlateItem]
@@ -209,7 +220,7 @@ class Ladder:
 
     async def _asked(self, request: EngineRequest) -> EngineAnswer | Unanswered:
         """The engine's answer, if it may be asked and gives one in time."""
-        if self._engine.versions is None:
+        if self._fallback.loaded is not None and self._engine.versions is None:
             return Unanswered("not_loaded", UnavailableError("no bundle is loaded, or the engine cannot be reached"))
         began = self._clock()
         left = (request.deadline or 0.0) - began
@@ -238,9 +249,8 @@ class Ladder:
             return Unanswered("unavailable", error)
         except InputError as error:  # too large to travel: the request's fault
             return Unanswered("fault", error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a model does, the other tiers answer
             well = False
-            _log.exception("engine_failed")
             return Unanswered("fault", error)
         else:
             well = in_time = True

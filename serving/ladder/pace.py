@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _REMEMBERED: Final = 0.8  # weight of earlier batches
-_FORGIVEN: Final = (
-    0.98  # of the full beam's pace per batch without it, so that a slow moment does not exclude it for ever
-)
+_FORGIVEN: Final = 0.98  # of the full beam's pace per batch without it: a slow moment does not exclude it for ever
 _SHARE: Final = 0.5  # of the time until the newest waiting request's deadline
 
 

@@ -236,7 +236,7 @@ def test_what_expires_in_the_queue_is_told_and_not_decoded(timed: InProcessEngin
     asyncio.run(scenario())
 
 
-def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcessEngine, clock: Clock) -> None:
+def test_a_request_that_would_be_answered_too_late_is_refused_at_once(timed: InProcessEngine, clock: Clock) -> None:
     async def scenario() -> None:
         slow, following = Scripted(), Scripted()
         first = await busy(timed, slow)
@@ -244,11 +244,11 @@ def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcess
         slow.gate.set()
         await first
         second = await busy(timed, following)  # done at 106, says the pace
-        waiting = asyncio.create_task(timed.recommend(request(2, deadline=107.0)))  # begins at 106
+        waiting = asyncio.create_task(timed.recommend(request(2, deadline=109.5)))  # answered at 109
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError, match="before the request's deadline"):
-            await timed.recommend(request(3, deadline=108.9))  # would begin at 109
-        admitted = asyncio.create_task(timed.recommend(request(4, deadline=109.1)))
+            await timed.recommend(request(3, deadline=111.9))  # would be answered at 112
+        admitted = asyncio.create_task(timed.recommend(request(4, deadline=112.1)))
         await asyncio.sleep(0)
         following.gate.set()
         await asyncio.gather(second, waiting, admitted)
@@ -270,7 +270,7 @@ def test_cancelled_requests_delay_nobody(timed: InProcessEngine, clock: Clock) -
         for task in gone:
             task.cancel()
         await asyncio.sleep(0)
-        stays = asyncio.create_task(timed.recommend(request(4, deadline=107.0)))
+        stays = asyncio.create_task(timed.recommend(request(4, deadline=109.5)))
         await asyncio.sleep(0)
         following.gate.set()
         await asyncio.gather(second, stays)
