@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import Header
+from pydantic import BeforeValidator
 
 if TYPE_CHECKING:
     from serving.settings import Settings
 
 _MOST_RESERVE: Final = 0.25  # of a short deadline
+
+
+def _plain(value: object) -> object:
+    """What is not written as a plain integer is refused; what is goes on as text."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise ValueError("must be a positive integer")
+    return value
+
+
 DeadlineMs = Annotated[
     int | None,
+    BeforeValidator(_plain),
     Header(
         alias="X-Deadline-Ms",
         ge=1,

@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 
 from recsys.bundle import Registry, publish_run
 from recsys.catalog import CatalogFilter
-from recsys.errors import UnavailableError
+from recsys.errors import OverloadedError, UnavailableError
 from serving.app import create_app
 from serving.engine import EngineAnswer, EngineRequest
 from serving.metrics import Metrics
@@ -216,7 +216,7 @@ def test_kills_and_swaps_leave_one_answer_or_one_error(start_engine: Start, chur
         return crowd, ended
 
     crowd, ended = asyncio.run(scenario(start(wait=True)))
-    kinds = dict.fromkeys((EngineAnswer, UnavailableError, asyncio.CancelledError), 0)
+    kinds = dict.fromkeys((EngineAnswer, OverloadedError, UnavailableError, asyncio.CancelledError), 0)
     for outcome in ended:
         kinds[type(outcome)] += 1  # no other kind
     pairs = list(zip(crowd.asked, ended, strict=True))
