@@ -273,6 +273,9 @@ class Quality:
                 "run": str(self._run(chosen.kind, wanted, _OF_TRAINING, seed, inputs)),
                 "start": str(self._run("recommender", wanted, ["train"], seed, inputs)),
             }
+            if "second" in wanted:
+                second = {"train": wanted["second"]}
+                request["second"] = str(self._run("recommender", second, _OF_TRAINING, seed, inputs))
             write_json_atomically(folder / "request.json", request)
             command = [sys.executable, "-m", "benchmarks.quality_arm", str(folder.resolve())]
             measured = run_measured(command, log=folder / "log.txt")
@@ -305,7 +308,10 @@ def _resolved(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     train = dict(settings.get("train", {}))
     resolved = {**settings, "train": TrainSettings.parse(train).model_dump(mode="json")}
     if "fusion" in settings:
-        resolved["fusion"] = FusionSettings.parse(dict(settings["fusion"])).model_dump(mode="json")
+        unread = set() if "second" in settings else {"second"}
+        resolved["fusion"] = FusionSettings.parse(dict(settings["fusion"])).model_dump(mode="json", exclude=unread)
+    if "second" in settings:
+        resolved["second"] = TrainSettings.parse(dict(settings["second"])).model_dump(mode="json")
     if kind == "continued":
         further = merged(train, settings.get("further", {}))
         resolved["further"] = TrainSettings.parse(further).model_dump(mode="json")
