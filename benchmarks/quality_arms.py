@@ -153,12 +153,12 @@ def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *
     before = time.process_time()
     manifest = train(data, train_settings, runs.own, seed=seed)
     seconds, fitted = manifest["cpu_seconds"], None
-    if runs.second is not None:
-        second = train(data, TrainSettings.parse(dict(settings["second"])), runs.second, seed=seed)
-        seconds += second["cpu_seconds"]
+    beside = runs.second if "second" in settings else None
+    if beside is not None:
+        seconds += train(data, TrainSettings.parse(dict(settings["second"])), beside, seed=seed)["cpu_seconds"]
     if "fusion" in settings:
         fusion = FusionSettings.parse(dict(settings["fusion"]))
-        fitted = fit_fusion(runs.own, data, fusion, second=runs.second)
+        fitted = fit_fusion(runs.own, data, fusion, second=beside)
         seconds += fitted["cpu_seconds"]
     carried = max(seconds - (time.process_time() - before), 0.0)
     return _answered(data, cases, settings, train_settings, runs.own, manifest, carried, fitted)
