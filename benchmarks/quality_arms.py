@@ -140,6 +140,8 @@ def sasrec(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, see
 def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
     """Settings: `train` (of `training.recommender.TrainSettings`), `decoder`, `beam`, for `fused` `fusion`, `second`.
 
+    Beside `nezha`, without further training: `popularity` (weights of a correction) or `ceiling` (a grid of EASE).
+
     `fusion` holds settings of `training.fusion.FusionSettings`; its weights are chosen on validation. `second` holds
     settings of the training of a further model that it fuses; that training is counted.
     """
@@ -148,7 +150,7 @@ def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *
     from training.recommender.settings import TrainSettings
     from training.recommender.trainer import train
 
-    _only(settings, "train", "decoder", "beam", "fusion", "second")
+    _only(settings, "train", "decoder", "beam", "fusion", "second", "popularity", "ceiling")
     train_settings = TrainSettings.parse(dict(settings.get("train", {})))
     before = time.process_time()
     manifest = train(data, train_settings, runs.own, seed=seed)
@@ -232,7 +234,9 @@ def _answered(
     fitted: Mapping[str, Any] | None = None,
 ) -> Answers:
     """The cases answered with the weights of a finished run, and the fusion fitted to it where there is one."""
-    decoder = _decoder(data, train_settings, run, settings.get("decoder"), fused=fitted is not None)
+    fused = fitted is not None and "ceiling" not in settings
+    decoder = _decoder(data, train_settings, run, settings.get("decoder"), fused=fused)
+    decoder, beside = _beside(decoder, data, settings, run)
     before = time.process_time()
     beam = settings.get("beam", TOP)
     views = {view: answer_by_decoder(decoder, cases.histories, cases.targets, beam=beam, view=view) for view in VIEWS}
@@ -243,11 +247,31 @@ def _answered(
         "valid.ndcg@10": manifest["metrics"]["valid.ndcg@10"],
         "train_cpu_seconds": manifest["cpu_seconds"],
         "decode_cpu_seconds": round(time.process_time() - before, 3),
+        **beside,
     }
     if fitted is not None:
         told = ("weight", "second", "validation", "entries", "cpu_seconds")
         details["fusion"] = {name: fitted[name] for name in told if name in fitted}
     return Answers(views, details, carried)
+
+
+def _beside(
+    decoder: Decoder, data: PreparedData, settings: Mapping[str, Any], run: Path
+) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder with what the settings lay beside it, and what was chosen."""
+    from benchmarks.quality_beside import correct_popularity, fuse_dense
+    from recsys.decoding.trie import SidTrie
+    from training.fusion.settings import FusionSettings
+
+    trie, beam = SidTrie.build(data.codes, data.codebook_sizes), settings.get("beam", TOP)
+    if "popularity" in settings:
+        decoder, chosen = correct_popularity(decoder, trie, data, settings["popularity"]["weights"], beam=beam)
+        return decoder, {"popularity": chosen}
+    if "ceiling" in settings:
+        fusion = FusionSettings.parse(dict(settings["fusion"]))
+        decoder, chosen = fuse_dense(decoder, trie, data, run, fusion, settings["ceiling"])
+        return decoder, {"ceiling": chosen}
+    return decoder, {}
 
 
 def _learning(log: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from recsys.decoding.eligibility import Eligibility
     from recsys.decoding.log_prior import LogPrior
     from recsys.decoding.neighbours import Neighbours
-    from recsys.decoding.second import SecondModel
     from recsys.decoding.trie import SidTrie
 
 _PAGE: Final = "see docs/decoding.md"
@@ -44,6 +43,21 @@ class Evidence(NamedTuple):
     second: npt.NDArray[np.float64] | None
 
 
+class CandidateScorer(Protocol):
+    """What scores the candidates of a request; `recsys.decoding.second.SecondModel` is one."""
+
+    count: int
+    """Items that it knows."""
+
+    def scores(
+        self, histories: Sequence[npt.NDArray[np.integer]], candidates: Sequence[npt.NDArray[np.integer]]
+    ) -> list[npt.NDArray[np.float64]]:
+        """Per history the (m,) float64 scores of its candidates."""
+
+    def positions(self, histories: Sequence[npt.NDArray[np.integer]]) -> int:
+        """Sequence positions that it puts through a trunk for these histories."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Second:
     """A second model that scores the candidates.
@@ -56,7 +70,7 @@ class Second:
         ConfigError: the weight is out of range.
     """
 
-    model: SecondModel
+    model: CandidateScorer
     weight: float
 
     def __post_init__(self) -> None:

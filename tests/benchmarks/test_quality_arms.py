@@ -23,6 +23,7 @@ TRAIN: dict[str, Any] = {
     "steps": 4,
     "evaluate_every": 2,
 }
+GRID = {"regularisations": [5.0], "decays": [0.5]}
 FLAT = {**TRAIN, "model": {**TRAIN["model"], "shape": "flat"}}
 RERE = {"steps": 2, "batch": 8, "group": 4, "evaluate_every": 1}
 FUSION = {"weights": [0.5, 2.0], "neighbours": 5, "shrink": 1.0, "floor": 0.01}
@@ -30,12 +31,14 @@ SASREC = {"d_model": 8, "layers": 1, "heads": 1, "steps": 4, "evaluate_every": 2
 SETTINGS: list[tuple[Kind, dict[str, Any]]] = [
     ("popularity", {}),
     ("itemcf", {"shrinks": [1.0], "decays": [0.5]}),
-    ("ease", {"regularisations": [5.0], "decays": [0.5]}),
+    ("ease", GRID),
     ("sasrec", SASREC),
     ("recommender", {"train": TRAIN, "beam": 10}),
     ("recommender", {"train": FLAT, "decoder": "flat"}),
     ("recommender", {"train": TRAIN, "beam": 10, "decoder": "fused", "fusion": FUSION}),
     ("recommender", {"train": TRAIN, "beam": 10, "decoder": "fused", "fusion": FUSION, "second": FLAT}),
+    ("recommender", {"train": TRAIN, "beam": 10, "popularity": {"weights": [-1.0, 1.0]}}),
+    ("recommender", {"train": TRAIN, "beam": 10, "fusion": FUSION, "ceiling": GRID}),
     ("continued", {"train": TRAIN, "further": {**TRAIN, "steps": 2}, "beam": 24}),
     ("rere", {"train": TRAIN, "rere": RERE, "beam": 24}),
 ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from recsys.datasets.prepared import PreparedData
     from recsys.decoding.decoder import Decoder
+    from recsys.decoding.fused import CandidateScorer
     from recsys.decoding.neighbours import Neighbours
     from recsys.decoding.second import SecondModel
     from training.fusion.settings import FusionSettings
@@ -39,7 +40,7 @@ _K: Final = 10
 
 
 class _Weights(NamedTuple):
-    """Of the table and of the second model; the first of equals is the smaller of the second, then of the table."""
+    """Of the second model and of the table, in the order in which equals are preferred."""
 
     second: float
     table: float
@@ -79,27 +80,56 @@ def fit_fusion(
     trie = SidTrie.build(data.codes, data.codebook_sizes)
     decoder = build_decoder(model, trie, name="nezha", prior=data.train_counts)
     other = None if second is None else _second(second, data)
-    cases = _cases(data, settings.evaluate_users)
+    cases = validation_cases(data, settings.evaluate_users)
     blocks, batches = -(-len(data.codes) // BLOCK), -(-len(cases) // _BATCH)
     with StepBar(blocks + batches, 0, visible=show_progress) as tick:
         table = fit_neighbours(
             data, shrink=settings.shrink, neighbours=settings.neighbours, tick=lambda _: tick("neighbours")
         )
-        fusions = _tried(table, settings, other)
-        reranker = Reranker(trie, data.train_counts)
-        gains = _validation(decoder, reranker, fusions, data, cases, lambda: tick("validation"))
-    best = max(sorted(gains), key=gains.__getitem__)
+        chosen, told = choose_weights(decoder, trie, data, table, settings, other, tick=lambda: tick("validation"))
     details = {
         "settings": settings.model_dump(mode="json"),
         "entries": len(table.items),
         "model_version": model_version,
         "tokenizer_version": data.tokenizer_version,
         "fingerprint": fingerprint,
-        "validation": {"users": len(cases), **_told(gains)},
+        "validation": {"users": len(cases), **told},
         "cpu_seconds": round(cpu_seconds() - started, 3),
     }
-    kept = SecondFiles(second / "model", best.second) if second is not None and best.second else None
-    return save_fusion(out, fusions[best], details, second=kept)
+    weight = 0.0 if chosen.second is None else chosen.second.weight
+    kept = SecondFiles(second / "model", weight) if second is not None and weight else None
+    return save_fusion(out, chosen, details, second=kept)
+
+
+def choose_weights(
+    decoder: Decoder,
+    trie: SidTrie,
+    data: PreparedData,
+    table: Neighbours,
+    settings: FusionSettings,
+    other: CandidateScorer | None,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Fusion, dict[str, Any]]:
+    """Try every pair of weights on the validation part, history masked.
+
+    Args:
+        decoder: that finds the candidates.
+        trie: of the tokenizer.
+        data: the work directory.
+        table: item-to-item.
+        settings: of the fitting.
+        other: a second model, None = none.
+        tick: called after every batch.
+
+    Returns:
+        The best fusion, and NDCG@10 by the table's weight (`ndcg@10`), the same by the second model's where there is
+        one (`ndcg@10.second`). Of equals the smaller weight of the second model, then of the table.
+    """
+    fusions = _tried(table, settings, other)
+    cases = validation_cases(data, settings.evaluate_users)
+    gains = _validation(decoder, Reranker(trie, data.train_counts), fusions, data, cases, tick)
+    return fusions[max(sorted(gains), key=gains.__getitem__)], _told(gains)
 
 
 def _second(run: Path, data: PreparedData) -> SecondModel:
@@ -109,7 +139,7 @@ def _second(run: Path, data: PreparedData) -> SecondModel:
     return load_second(run / "model", features, data.codebook_sizes)
 
 
-def _tried(table: Neighbours, settings: FusionSettings, other: SecondModel | None) -> dict[_Weights, Fusion]:
+def _tried(table: Neighbours, settings: FusionSettings, other: CandidateScorer | None) -> dict[_Weights, Fusion]:
     """Every pair of weights; 0 always is among both."""
     seconds = (0.0, *settings.second.weights) if other is not None else (0.0,)
     return {
@@ -136,7 +166,7 @@ def _told(gains: dict[_Weights, float]) -> dict[str, Any]:
     return alone | ({"ndcg@10.second": by_second} if by_second else {})
 
 
-def _cases(data: PreparedData, users: int) -> npt.NDArray[np.int64]:
+def validation_cases(data: PreparedData, users: int) -> npt.NDArray[np.int64]:
     """Rows of the validation cases, spread evenly, by length of the history: padding would be most of the work."""
     _, histories, targets = data.sequences.targets("valid")
     if not len(targets):
