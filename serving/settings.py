@@ -110,6 +110,7 @@ class Settings(BaseSettings):
     state: Path = Path("work/state")
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8080
+    workers: Annotated[int, Ge(1), Le(256)] = 1
     decoder: str = "auto"
     engine: EngineName = "auto"
     engine_socket: PathOrNone = None
