@@ -43,6 +43,7 @@ def uvicorn_config(settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive.total_seconds()),
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout.total_seconds()),
     )
 

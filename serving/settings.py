@@ -135,6 +135,7 @@ class Settings(BaseSettings):
     history_store: Annotated[SecretStr, AfterValidator(_store)] = SecretStr("")
     history_deadline: Duration = timedelta(milliseconds=50)
     history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
+    keep_alive: Duration = timedelta(seconds=5)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO

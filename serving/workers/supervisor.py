@@ -198,6 +198,7 @@ class Supervisor:
     def _stop(self) -> None:
         _log.info("workers_draining")
         self._stopping = True
+        self._listening.close()  # the workers' copies hold the port for as long as somebody takes from it
         for place in self._places:
             place.restart = place.patience = None
         for worker in self._workers():
