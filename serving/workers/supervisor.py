@@ -154,7 +154,9 @@ class Supervisor:
         """Wait for whatever comes next, and act on it."""
         workers = self._workers()
         links = [worker.link for worker in workers if not worker.silent]
-        ready = wait([self._signals.fileno(), *links, *(each.process.sentinel for each in workers)], timeout=self._until_next())
+        ready = wait(
+            [self._signals.fileno(), *links, *(each.process.sentinel for each in workers)], timeout=self._until_next()
+        )
         for number in self._signals.received():
             self._on_signal(number)
         for worker in workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,7 @@ def test_pauses_between_restarts_grow_up_to_a_limit() -> None:
     pauses = [pause_after(deaths) for deaths in range(1, 40)]
     assert pauses[0] == FIRST_PAUSE
     assert pauses[-1] == LONGEST_PAUSE
-    assert all(later in (2 * sooner, LONGEST_PAUSE) for sooner, later in zip(pauses, pauses[1:], strict=False))
+    assert all(later in (2 * sooner, LONGEST_PAUSE) for sooner, later in pairwise(pauses))
 
 
 def test_several_workers_need_histories_that_they_share(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from recsys.event_log import read_events, read_exposures
+from recsys.event_log import read_exposures
 
 Start = Callable[..., Any]
 CLIENTS = 6
@@ -57,7 +58,8 @@ class Crew:
         return list({line["worker"]: line["pid"] for line in self.lines("worker_up")}.values())
 
     def pid(self, worker: int) -> int:
-        return {line["worker"]: line["pid"] for line in self.lines("worker_up")}[worker]
+        pid: int = [line["pid"] for line in self.lines("worker_up") if line["worker"] == worker][-1]
+        return pid
 
     def replaced(self, worker: int, before: int) -> bool:
         return self.pid(worker) != before and not psutil.pid_exists(before)
@@ -161,7 +163,7 @@ def replace_each_in_turn(crew: Crew) -> Traffic:
         for worker in range(crew.count):
             before = crew.pid(worker)
             os.kill(before, signal.SIGTERM)
-            until(lambda worker=worker, before=before: crew.replaced(worker, before), "the successor is up")
+            until(partial(crew.replaced, worker, before), "the successor is up")
         goes_on(seen)
     return seen
 
@@ -223,11 +225,16 @@ def accepts(pid: int) -> bool:
     return any(link.status == psutil.CONN_LISTEN for link in psutil.Process(pid).net_connections("tcp"))
 
 
+def any_exposure(state: Path) -> bool:
+    """Whether a worker has answered."""
+    return bool(list(read_exposures(state / "exposures")))
+
+
 def test_every_worker_has_logs_of_its_own_and_answers(crew: Crew) -> None:
     with traffic(crew.server.url) as seen:
         goes_on(seen)
     for state in (crew.server.state / f"worker-{worker}" for worker in range(crew.count)):
-        until(lambda state=state: list(read_exposures(state / "exposures")), f"{state} has answered")
+        until(partial(any_exposure, state), f"{state} has answered")
     assert seen.broken == []
     assert not (crew.server.state / "events").exists()
 
@@ -273,7 +280,7 @@ def test_a_crash_loop_is_said_and_ends(start_crew: StartCrew) -> None:
     for deaths in range(1, 5):
         before = crew.pid(2)
         os.kill(before, signal.SIGKILL)
-        until(lambda before=before: crew.replaced(2, before), "it is started again")
+        until(partial(crew.replaced, 2, before), "it is started again")
         assert crew.lines("worker_died")[-1]["deaths"] == deaths
     assert [line["deaths"] for line in crew.lines("worker_crash_loop")] == [3, 4]
     assert crew.ask("/readyz")[0] == 200
