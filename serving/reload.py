@@ -18,6 +18,7 @@ from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineRequest, Seek
 from serving.stages import BundleRecommender
 from serving.vllm_decoder import VllmDecoder
+from serving.workers.folders import shared_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +179,7 @@ class BundleWatcher:
             engine=settings.engine,
             beam=settings.beam,
             small_beam=settings.small_beam,
-            markers=settings.state / "verified",
+            markers=shared_state(settings) / "verified",
             retrieval=settings.retrieval,
             search=settings.search,
             vllm_url=settings.vllm_url,

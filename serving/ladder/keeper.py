@@ -12,6 +12,7 @@ import structlog
 from recsys.bundle.registry import Registry
 from recsys.catalog.log import CatalogLog
 from serving.ladder.fallback import load_tables
+from serving.workers.folders import shared_state
 
 if TYPE_CHECKING:
     from serving.engine import Engine, EngineKeeper
@@ -36,7 +37,7 @@ class FallbackKeeper:
     def __init__(self, settings: Settings, engine: Engine, keeper: EngineKeeper | None, fallback: Fallback) -> None:
         self._registry = Registry(settings.registry)
         self._log = CatalogLog(settings.catalog_directory)
-        self._markers = settings.state / "verified"
+        self._markers = shared_state(settings) / "verified"
         self._engine, self._keeper, self._fallback = engine, keeper, fallback
         self._tried: str | None = None
         self._pause, self._again = _EVERY, 0.0

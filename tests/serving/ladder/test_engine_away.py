@@ -84,22 +84,22 @@ def test_under_load_no_request_fails_and_the_model_is_back_soon(
         WINDFIRE_ENGINE_SOCKET=str(engine.socket), WINDFIRE_DEADLINE="PT1S", WINDFIRE_BREAKER_PAUSE="PT0.2S"
     )
 
-    def begin() -> None:
-        {"killed": engine.kill, "stalled": lambda: os.kill(engine.process.pid, signal.SIGSTOP)}[fault]()
-
-    def end() -> None:
-        {
-            "killed": lambda: start_engine(path=engine.socket),
-            "stalled": lambda: os.kill(engine.process.pid, signal.SIGCONT),
-        }[fault]()
+    begins: dict[str, Callable[[], object]] = {
+        "killed": engine.kill,
+        "stalled": lambda: os.kill(engine.process.pid, signal.SIGSTOP),
+    }
+    ends: dict[str, Callable[[], object]] = {
+        "killed": lambda: start_engine(path=engine.socket),
+        "stalled": lambda: os.kill(engine.process.pid, signal.SIGCONT),
+    }
 
     async def load(client: httpx.AsyncClient, seconds: float) -> Counter[str]:
         """So many requests at once that the machine's speed does not matter, one behind the other."""
         tiers: Counter[str] = Counter()
-        ends = time.monotonic() + seconds
+        last = time.monotonic() + seconds
 
         async def one() -> None:
-            while time.monotonic() < ends:
+            while time.monotonic() < last:
                 response = await client.post("/v1/recommend", json=ASK)
                 assert response.status_code == 200, response.text
                 answer = response.json()
@@ -112,12 +112,12 @@ def test_under_load_no_request_fails_and_the_model_is_back_soon(
     async def scenario() -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
             before = await load(client, 2)
-            begin()
+            begins[fault]()
             during = await load(client, 5)
-            await asyncio.to_thread(end)
-            ends = time.monotonic() + PATIENCE
+            await asyncio.to_thread(ends[fault])
+            latest = time.monotonic() + PATIENCE
             while not (after := await load(client, 1)).keys() & {"nezha", "nezha_small"}:
-                assert time.monotonic() < ends, after
+                assert time.monotonic() < latest, after
             assert before.keys() & {"nezha", "nezha_small"}
             assert set(during) == {"item_to_item"}
 

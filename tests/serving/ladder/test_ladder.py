@@ -205,7 +205,8 @@ def test_the_same_question_is_answered_from_the_cache_only_where_that_is_wanted(
     assert [item["score"] for item in again["items"]] == [item["score"] for item in first["items"]]
     assert fallbacks(client, "cached", "fresh") == 1
     for other in ({"n": 4}, {"history": KNOWN[:2]}, {"scene": "home"}, {"exclude_seen": False}):
-        assert ask(client, **{"user_id": "ann", "history": KNOWN, **other})["served_by"] == "nezha"
+        changed: dict[str, Any] = {"user_id": "ann", "history": KNOWN, **other}
+        assert ask(client, None, **changed)["served_by"] == "nezha"
     ask(client, user_id="ann", history=KNOWN)
     asked = len(engine.asked)
     with CatalogLog(server_settings.catalog_directory).writing() as writer:
@@ -266,7 +267,8 @@ def test_beyond_the_limit_of_the_engine_the_other_tiers_answer(started: Started,
 
     async def scenario() -> tuple[str, str]:
         async def one() -> EngineAnswer:
-            return await ladder.recommend(*wanted(20.0))
+            answer: EngineAnswer = await ladder.recommend(*wanted(20.0))
+            return answer
 
         first = asyncio.create_task(one())
         await entered.wait()
@@ -337,7 +339,7 @@ def test_an_engine_without_its_minimum_of_time_is_not_asked(started: Started, en
 @pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", "1e3", "1_0", "+5", "nan", " ", "٣"])
 def test_a_malformed_deadline_is_named(started: Started, path: str, value: str) -> None:
     body = {"/v1/similar": {"item_id": "item-11"}, "/v1/search": {"text": "x"}}.get(path, {})
-    response = started().post(path, json=body, headers={"X-Deadline-Ms": value.encode()})  # type: ignore[dict-item]
+    response = started().post(path, json=body, headers={b"X-Deadline-Ms": value.encode()})
     assert response.status_code == 422, response.text
     error = response.json()
     assert (error["code"], error["field"], error["retryable"]) == ("malformed", "header.X-Deadline-Ms", False)
@@ -412,13 +414,17 @@ def test_the_store_s_word_on_a_user_it_does_not_know_is_no_failure(started: Star
     assert said == ["absent"] * 3
 
 
+def has_tables(client: TestClient) -> bool:
+    return client.app_state["services"].ladder._fallback.loaded is not None
+
+
 def test_the_front_end_follows_the_engine_s_bundle(started: Started, engine: FakeEngine, served_bundle: Bundle) -> None:
     engine.versions = None
     client = started()
-    assert client.app_state["services"].ladder._fallback.loaded is None
+    assert not has_tables(client)
     engine.versions = EngineVersions(served_bundle.manifest.version, "x.0", "nezha")
     ends = time.monotonic() + 20
-    while client.app_state["services"].ladder._fallback.loaded is None:
+    while not has_tables(client):
         assert time.monotonic() < ends
         time.sleep(0.02)
     engine.versions = None
