@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from feature_store.reading import Reading
     from serving.engine import Engine, EngineAnswer, EngineRequest, SlateItem
-    from serving.histories import Histories
     from serving.ladder.deadline import Deadline
     from serving.ladder.metrics import LadderMetrics
     from serving.settings import Settings
@@ -38,6 +37,17 @@ _BY_MODEL: Final = frozenset({ServedBy.NEZHA, ServedBy.NEZHA_SMALL})
 _OUTAGES: Final = frozenset({Reason.DEADLINE, Reason.UNAVAILABLE})
 _NO_HISTORY: Final = frozenset(str(reason.value) for reason in _OUTAGES)
 _log = structlog.stdlib.get_logger(__name__)
+
+
+class ReadsHistories(Protocol):
+    """What the ladder needs of `serving.histories.Histories`."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that a read may take."""
+
+    async def of(self, user_id: str, within: float = ...) -> Reading:
+        """What the store says of a user, within so many seconds."""
 
 
 class Unanswered(NamedTuple):
@@ -72,7 +82,7 @@ class Ladder:
         settings: Settings,
         metrics: LadderMetrics,
         engine: Engine,
-        histories: Histories,
+        histories: ReadsHistories,
         fallback: Fallback,
         *,
         clock: Callable[[], float] = time.monotonic,
