@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from recsys.errors import InputError
 from recsys.retrieval.settings import VectorsName
-from serving.paging import MAX_CURSOR, Page, read_cursor
+from serving.paging import Page, read_cursor
 
 MAX_N: Final = 500
 MAX_TEXT: Final = 1_000  # characters of a search; encoders cut long before
@@ -45,15 +45,8 @@ Micros = Annotated[int, Field(ge=0, le=MAX_MICROS), WHOLE]
 ItemIds = Annotated[list[str], Field(max_length=10_000)]
 Categories = Annotated[list[Annotated[list[Name], Field(min_length=1, max_length=16)]], Field(max_length=100)]
 Cap = Annotated[int, Field(ge=1, le=MAX_N), WHOLE]
-# `format` says that not every such text is a cursor.
-Cursor = Annotated[
-    Page,
-    PlainValidator(_page),
-    WithJsonSchema({
-        "type": "string", "format": "windfire-cursor", "pattern": "^[A-Za-z0-9_-]+$", "minLength": 1,
-        "maxLength": MAX_CURSOR,
-    }),
-]  # fmt: skip
+# `format` says that not every text is a cursor; bounds beside it would say that some others are.
+Cursor = Annotated[Page, PlainValidator(_page), WithJsonSchema({"type": "string", "format": "windfire-cursor"})]
 
 
 class ServedBy(StrEnum):
