@@ -50,5 +50,12 @@ def arranged(pool: Slate, request: EngineRequest, bundle: Bundle, live: LiveItem
         caps=caps,
         items=items,
     )
-    kept = ([values[place] for place in chosen] for values in (pool.items, pool.scores, pool.sources))
-    return Slate(request.n, pool.shared, pool.excluded, *kept, caps=caps)
+    return Slate(
+        request.n,
+        pool.shared,
+        pool.excluded,
+        [pool.items[place] for place in chosen],
+        [pool.scores[place] for place in chosen],
+        [pool.sources[place] for place in chosen],
+        caps=caps,
+    )

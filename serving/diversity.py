@@ -41,17 +41,16 @@ def similarities(items: Items, bundle: Bundle, live: LiveItems) -> Floats:
     Returns:
         (m, m) float32 in 0..1.
     """
-    count = len(items)
-    alike, open_pairs = np.zeros((count, count), dtype=np.float32), np.ones((count, count), dtype=np.bool_)
-    for vectors in (bundle.collaborative, bundle.text):
-        if not open_pairs.any():
-            break
-        unit, has = _unit(items, vectors)
-        pairs = open_pairs & has[:, None] & has[None, :]
-        np.copyto(alike, np.clip(unit @ unit.T, 0.0, 1.0), where=pairs)
-        open_pairs &= ~pairs
-    if open_pairs.any():
-        np.copyto(alike, _overlap(items, live), where=open_pairs)
+    unit, has = _unit(items, bundle.collaborative)
+    alike = _cosines(unit, unit)
+    lacking = np.flatnonzero(~has)
+    if len(lacking):
+        unit, has = _unit(items, bundle.text)
+        rows = _cosines(unit[lacking], unit)
+        both = has[lacking][:, None] & has[None, :]
+        if not both.all():
+            np.copyto(rows, _overlap(items, lacking, live), where=~both)
+        alike[lacking], alike[:, lacking] = rows, rows.T
     return alike
 
 
@@ -90,28 +89,39 @@ def _unit(items: Items, vectors: Floats) -> tuple[Floats, Bools]:
     rows = np.zeros((len(items), vectors.shape[1]), dtype=np.float32)
     rows[known] = vectors[items[known]]
     length = np.sqrt(np.einsum("md,md->m", rows, rows))
-    return rows / np.where(length > 0, length, 1.0)[:, None], length > 0
+    rows /= np.where(length > 0, length, np.float32(1))[:, None]
+    return rows, length > 0
 
 
-def _overlap(items: Items, live: LiveItems) -> Floats:
+def _cosines(some: Floats, unit: Floats) -> Floats:
+    """(k, m) of (k, D) and (m, D) of length 1, in 0..1; in place, as fresh memory costs more than the numbers."""
+    found: Floats = some @ unit.T
+    np.clip(found, 0.0, 1.0, out=found)
+    return found
+
+
+def _overlap(items: Items, some: npt.NDArray[np.intp], live: LiveItems) -> Floats:
+    """(k, m) of k of the items and all m."""
     levels = live.prefixes(items)
-    codes = _common(levels) / np.float32(len(levels))
-    names = [live.rows.labels.category(items, depth) for depth in range(1, live.rows.labels.deepest + 1)]
+    codes = _common(levels, some) / np.float32(len(levels))
+    labels = live.rows.labels
+    names = [labels.category(items, depth) for depth in range(1, labels.deepest + 1)]
     if not names:
         return codes
     # of a path that ends before a depth, the label is that of its end: it repeats the depth above, and does not count
     ended = [np.zeros(len(items), dtype=np.bool_), *(above == below for above, below in pairwise(names))]
     proper = [np.where(end, -1, of) for end, of in zip(ended, names, strict=True)]
     lengths = np.sum([of >= 0 for of in proper], axis=0)
-    longer = np.maximum(lengths[:, None], lengths[None, :])
-    paths = _common(proper) / np.maximum(longer, 1).astype(np.float32)
-    return (codes + paths) / np.float32(2)
+    longer = np.maximum(lengths[some][:, None], lengths[None, :])
+    paths = _common(proper, some) / np.maximum(longer, 1).astype(np.float32)
+    mean: Floats = (codes + paths) / np.float32(2)
+    return mean
 
 
-def _common(levels: Sequence[npt.NDArray[np.integer]]) -> Floats:
-    """(m, m) of how many levels each pair shares; a negative number is shared with nobody."""
-    count = len(levels[0])
-    shared = np.zeros((count, count), dtype=np.float32)
+def _common(levels: Sequence[npt.NDArray[np.integer]], some: npt.NDArray[np.intp]) -> Floats:
+    """(k, m) of how many levels each pair shares; a negative number is shared with nobody."""
+    shared = np.zeros((len(some), len(levels[0])), dtype=np.float32)
     for level in levels:
-        shared += (level[:, None] == level[None, :]) & (level >= 0)[:, None]
+        own = level[some]
+        shared += (own[:, None] == level[None, :]) & (own >= 0)[:, None]
     return shared

@@ -85,7 +85,8 @@ class Caps:
         Returns:
             Their places in `items`, rising; at most `room`.
         """
-        numbers, chosen = self.numbers(items), []
+        numbers = self.numbers(items)
+        chosen: list[int] = []
         rest = np.arange(len(items))
         while len(rest) and len(chosen) < room:
             rest = rest[self._open([of[rest] for of in numbers])]

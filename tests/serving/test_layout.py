@@ -199,8 +199,8 @@ def test_each_item_has_the_highest_marginal_relevance(
     seed: int, count: int, n: int, diversity: float, cap: int | None
 ) -> None:
     rng = np.random.default_rng(seed)
-    alike = rng.random((count, count)).astype(np.float32)
-    alike = (alike + alike.T) / 2
+    one_way = rng.random((count, count)).astype(np.float32)
+    alike = (one_way + one_way.T) / np.float32(2)
     brands = rng.integers(-1, 4, count).tolist()
     caps = None if cap is None else Caps(Layout(brand_cap=cap), labels_of(brands, [-1] * count))
     items = np.arange(count, dtype=np.int32)
@@ -229,7 +229,7 @@ def naive_similarity(bundle: Bundle, live: LiveItems, one: int, other: int) -> f
     first, second = (row.category_path for row in rows if row is not None)
     common = next((depth for depth, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
     common = min(len(first), len(second)) if common is None else common
-    return (codes + common / max(len(first), len(second), 1)) / 2
+    return float(codes + common / max(len(first), len(second), 1)) / 2
 
 
 def test_items_are_alike_by_the_first_vectors_that_both_have(served_bundle: Bundle) -> None:

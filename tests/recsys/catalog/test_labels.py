@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -45,8 +47,8 @@ def test_equal_numbers_are_equal_names(
         for cut in range(1, 6 * asked):  # what is kept between changes must not be out of date
             live.labels.category(np.arange(len(current)), cut)
     items = np.arange(len(current))
-    wanted = [brand or None for brand, _ in current], [path[:depth] or None for _, path in current]
-    found = live.labels.brand(items).tolist(), live.labels.category(items, depth).tolist()
+    wanted: list[list[Any]] = [[brand or None for brand, _ in current], [path[:depth] or None for _, path in current]]
+    found = [live.labels.brand(items).tolist(), live.labels.category(items, depth).tolist()]
     for expected, numbers in zip(wanted, found, strict=True):
         assert [number == -1 for number in numbers] == [name is None for name in expected]
         pairs = [(one, other) for one in range(len(items)) for other in range(len(items))]
