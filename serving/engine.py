@@ -57,6 +57,8 @@ class EngineRequest:
         exclude_seen: whether no item of the history may be shown.
         deadline: monotonic seconds by which decoding must begin for the answer to be of use; None = whenever.
         seek: ask the indexes instead; history and scene are not looked at then.
+        request_id: joins what is written down about the answer; None = nothing is.
+        unit: who is drawn into arms: the user, else the request; None = nobody.
     """
 
     history: Sequence[str]
@@ -69,6 +71,8 @@ class EngineRequest:
     exclude_seen: bool = True
     deadline: float | None = None
     seek: Seek | None = None
+    request_id: str | None = None
+    unit: str | None = None
 
 
 class SlateItem(msgspec.Struct, frozen=True, array_like=True):
@@ -102,6 +106,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         counts: what was done with the request's ids.
         ineligible: items that the last look at the slate took out; a fault if it is not 0.
         refusal: why the indexes could not be asked; there are no items then.
+        arms: experiment to assigned arm.
     """
 
     items: list[SlateItem]
@@ -113,6 +118,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     counts: EngineCounts
     ineligible: int = 0
     refusal: Refusal | None = None
+    arms: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
@@ -219,6 +225,11 @@ class InProcessEngine:
         """See `Engine.versions`."""
         recommender = self._recommender
         return None if recommender is None else recommender.versions
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return self._queue.qsize()
 
     @property
     def recommender(self) -> Recommender | None:

@@ -61,9 +61,9 @@ async def recommend(body: RecommendRequest, request: Request, services: Services
     """Recommend items to a known user, behind an inline history, or to anybody."""
     now, deadline = time.time_ns() // 1_000, _deadline(services)
     history = await _history(body, services)
-    wanted = _engine_request(body, history, now, deadline)
-    answer = await _unless_gone(request, services.engine.recommend(wanted))
     request_id = request.scope[REQUEST_ID]
+    wanted = _engine_request(body, history, now, deadline, request_id)
+    answer = await _unless_gone(request, services.engine.recommend(wanted))
     request.scope[TIER] = answer.served_by.value
     _count(services, answer, request_id)
     await _expose(services, _exposure(answer, request_id, now, user_id=body.user_id, scene=body.scene))
@@ -220,7 +220,9 @@ async def _history(body: RecommendRequest, services: Services) -> _History:
     return _History(recent_items(reading), HistorySource.STORE)
 
 
-def _engine_request(body: RecommendRequest, history: _History, now: int, deadline: float) -> EngineRequest:
+def _engine_request(
+    body: RecommendRequest, history: _History, now: int, deadline: float, request_id: str
+) -> EngineRequest:
     filters = body.filters
     return EngineRequest(
         history=history.items,
@@ -232,6 +234,8 @@ def _engine_request(body: RecommendRequest, history: _History, now: int, deadlin
         deny=filters.deny,
         exclude_seen=body.exclude_seen,
         deadline=deadline,
+        request_id=request_id,
+        unit=body.user_id or request_id,
     )
 
 
@@ -253,7 +257,7 @@ def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer
         "decoder": answer.decoder,
         "bundle_version": answer.bundle_version,
         "catalog_version": answer.catalog_version,
-        "arms": {},
+        "arms": answer.arms,
         "truncated": answer.truncated,
         "history_source": history.source.value,
         "history_missing": history.missing,
@@ -286,7 +290,7 @@ def _exposure(
         decoder=answer.decoder,
         bundle_version=answer.bundle_version,
         catalog_version=answer.catalog_version,
-        arms={},
+        arms=answer.arms,
     )
 
 

@@ -20,7 +20,7 @@ from serving.item_changes import ItemChange, ItemChanged  # likewise
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VERSION: Final = 4
+VERSION: Final = 5
 MAX_FRAME: Final = 16 << 20  # bytes of a body; a request is bounded by the 1 MiB of HTTP, an answer by 500 titles
 TICK: Final = 1.0  # seconds between two signs of life of the engine
 _LENGTH: Final = 4
@@ -70,6 +70,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     deny: list[str]
     exclude_seen: bool
     seek: Seek | None = None
+    request_id: str | None = None
+    unit: str | None = None
 
     @classmethod
     def of(cls, number: int, request: EngineRequest, now: float) -> Ask:
@@ -91,6 +93,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             _listed(request.deny),
             request.exclude_seen,
             request.seek,
+            request.request_id,
+            request.unit,
         )
 
     def request(self, now: float) -> EngineRequest:
@@ -110,6 +114,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             exclude_seen=self.exclude_seen,
             deadline=None if self.budget is None else min(now, self.sent) + self.budget,
             seek=self.seek,
+            request_id=self.request_id,
+            unit=self.unit,
         )
 
 

@@ -70,6 +70,8 @@ requests = st.builds(
     exclude_seen=st.booleans(),
     deadline=st.none(),
     seek=st.none() | seeks,
+    request_id=st.none() | text,
+    unit=st.none() | text,
 )
 versions = st.builds(EngineVersions, text, text, text)
 items = st.builds(SlateItem, text, st.floats(allow_nan=False), text, st.none() | text)
