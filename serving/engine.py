@@ -122,11 +122,21 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
-    """What an engine runs."""
+    """What an engine runs.
+
+    Attributes:
+        bundle: the version that answers.
+        catalog: its catalogue as it is now.
+        decoder: its name.
+        canary: the version that answers a share of the users; None = there is none.
+        shadow: the version that answers behind the scenes; None = there is none.
+    """
 
     bundle: str
     catalog: str
     decoder: str
+    canary: str | None = None
+    shadow: str | None = None
 
 
 class Engine(Protocol):

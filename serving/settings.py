@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     catalog_log: PathOrNone = None
     warmup_requests: Annotated[int, Ge(0), Le(1_000)] = 64
     warmup_time: Duration = timedelta(seconds=10)
-    gate_tolerances: Tolerances = {EVERY_OTHER: TOLERANCE}  # noqa: RUF012 - a frozen setting
+    gate_tolerances: Tolerances = {EVERY_OTHER: TOLERANCE}
     gate_incomparable: Incomparable = "pass"
     admin_routes: bool = False
     reload_timeout: Duration = timedelta(seconds=60)
