@@ -176,13 +176,14 @@ class BundleWatcher:
         """Whether another version was loaded."""
         version: str | None = None
         try:
+            stamp = await asyncio.to_thread(self._registry.stamp)  # first: what is set behind it is another one
             version = await asyncio.to_thread(self._registry.current)
             if version is None:
                 return False
             if self._main is not None and self._main.versions.bundle == version:
                 self._retries.forget()  # what was refused before is tried at once when it is set again
                 return False
-            if not self._retries.due(version):
+            if not self._retries.due(version, stamp):
                 return False
             recommender = self._companions.running(version) or await self._load(version)
         except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the watcher goes on
@@ -269,6 +270,7 @@ class BundleWatcher:
             canary=None if versions is None else versions.canary,
             shadow=None if versions is None else versions.shadow,
             refused_version=self._retries.version if refused else None,
+            refused_stamp=self._retries.stamp if refused else None,
             refused=refused,
             beside_refused=self._companions.refused,
         )

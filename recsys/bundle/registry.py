@@ -85,6 +85,14 @@ class Registry:
         except FileNotFoundError:
             return None
 
+    def stamp(self) -> str:
+        """Changes whenever CURRENT is set, also to what it names already; empty before the first publish."""
+        try:
+            stat = (self.root / "CURRENT").stat()
+        except FileNotFoundError:
+            return ""
+        return f"{stat.st_ino}.{stat.st_mtime_ns}"
+
     def open(self, version: str, *, verify: bool = True, markers: Path | None = None) -> Bundle:
         """Open a version; arguments and errors of `Bundle.open`."""
         from recsys.bundle.bundle import Bundle  # with Numba, which whoever only moves pointers spares

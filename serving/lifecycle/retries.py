@@ -21,6 +21,7 @@ class Retries:
     Attributes:
         refused: why the last try failed; None = it did not.
         version: what was tried.
+        stamp: of the pointer that named it.
     """
 
     def __init__(self, pause: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,11 +30,12 @@ class Retries:
         self._again = 0.0
         self.refused: str | None = None
         self.version: str | None = None
+        self.stamp = ""
 
-    def due(self, version: str | None) -> bool:
-        """Whether to try a version now: another one at once, the refused one after its pause."""
-        if version != self.version:
-            self.version, self._pause, self._again = version, self._first, 0.0
+    def due(self, version: str, stamp: str = "") -> bool:
+        """Whether to try a version now: a new one, or one that was set again, at once; else after its pause."""
+        if (version, stamp) != (self.version, self.stamp):
+            self.version, self.stamp, self._pause, self._again = version, stamp, self._first, 0.0
         return self._clock() >= self._again
 
     def failed(self, error: Exception) -> bool:

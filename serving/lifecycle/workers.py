@@ -34,6 +34,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
         beat: UTC seconds of its last sign of life.
         bundle: the version that answers; None before the first.
         refused_version: the version that it cannot load, if there is one.
+        refused_stamp: of the CURRENT that named it, see `Registry.stamp`.
         refused: why.
         canary: the version that it runs as canary.
         shadow: the version that it runs as shadow.
@@ -46,10 +47,15 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     beat: float
     bundle: str | None = None
     refused_version: str | None = None
+    refused_stamp: str | None = None
     refused: str | None = None
     canary: str | None = None
     shadow: str | None = None
     beside_refused: str | None = None
+
+    def refuses(self, version: str, stamp: str) -> bool:
+        """Whether it has tried what this CURRENT names, in vain."""
+        return self.refused_version == version and self.refused_stamp == stamp
 
     @property
     def name(self) -> str:
