@@ -40,7 +40,9 @@ NOTHING_BEFORE: Final = Problem(409, "nothing_before", False, "There is no versi
 WORKERS_MISSING: Final = Problem(
     504, "workers_missing", True, "CURRENT is set, but these workers do not run it: they refuse it, or are not done."
 )
-_FORBIDDEN: Final = {403: {"model": ErrorBody, "description": "The client may not ask this."}}
+_FORBIDDEN: Final[dict[int | str, dict[str, Any]]] = {
+    403: {"model": ErrorBody, "description": "The client may not ask this."}
+}
 
 router = APIRouter(dependencies=[Depends(admin_scope)])
 ServicesOf = Annotated[Services, Depends(services_of)]

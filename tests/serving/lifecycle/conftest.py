@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from recsys.bundle import Registry, publish_run
 from recsys.storage import read_json, write_json_atomically
+from serving.engine import InProcessEngine
+from serving.metrics import EngineMetrics
+from serving.reload import BundleWatcher
+from serving.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +103,28 @@ def versions(all_versions: Versions, tmp_path: Path) -> Versions:
     shutil.copytree(all_versions.registry.root, root)
     names = all_versions
     return Versions(Registry(root), names.old, names.good, names.worse, names.renamed)
+
+
+class Rig:
+    """An engine and its watcher on a registry."""
+
+    def __init__(self, versions: Versions, settings: Settings, **changes: Any) -> None:
+        hour = {"registry": versions.registry.root, "bundle_poll": timedelta(hours=1)}
+        self.settings = settings.model_copy(update={**hour, **changes})
+        self.metrics = EngineMetrics()
+        self.engine = InProcessEngine(self.metrics, queue_limit=256, batch_limit=8, torch_threads=1)
+        self.watcher = BundleWatcher(self.settings, self.engine, self.metrics)
+
+    def close(self) -> None:
+        self.engine.close()
+        self.watcher.close()
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def rig(versions: Versions, server_settings: Settings) -> Iterator[Rig]:
+    rig = Rig(versions, server_settings)
+    yield rig
+    rig.close()
