@@ -60,6 +60,8 @@ class EngineRequest:
         seek: ask the indexes instead; history and scene are not looked at then.
         layout: what the slate may look like.
         shown: item ids of the pages before; none of these is shown again.
+        request_id: joins what is written down about the answer; None = nothing is.
+        unit: who is drawn into arms: the user, else the request; None = nobody.
     """
 
     history: Sequence[str]
@@ -74,6 +76,8 @@ class EngineRequest:
     seek: Seek | None = None
     layout: Layout = field(default_factory=Layout)
     shown: Sequence[str] = ()
+    request_id: str | None = None
+    unit: str | None = None
 
 
 class SlateItem(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +112,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         ineligible: items that the last look at the slate took out; a fault if it is not 0.
         refusal: why the indexes could not be asked; there are no items then.
         more: whether a next page would have an item.
+        arms: experiment to assigned arm.
     """
 
     items: list[SlateItem]
@@ -120,14 +125,25 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     ineligible: int = 0
     refusal: Refusal | None = None
     more: bool = False
+    arms: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
-    """What an engine runs."""
+    """What an engine runs.
+
+    Attributes:
+        bundle: the version that answers.
+        catalog: its catalogue as it is now.
+        decoder: its name.
+        canary: the version that answers a share of the users; None = there is none.
+        shadow: the version that answers behind the scenes; None = there is none.
+    """
 
     bundle: str
     catalog: str
     decoder: str
+    canary: str | None = None
+    shadow: str | None = None
 
 
 class Engine(Protocol):
@@ -226,6 +242,11 @@ class InProcessEngine:
         """See `Engine.versions`."""
         recommender = self._recommender
         return None if recommender is None else recommender.versions
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return self._queue.qsize()
 
     @property
     def recommender(self) -> Recommender | None:

@@ -239,6 +239,8 @@ def _engine_request(body: RecommendRequest, history: _History, page: Page, now: 
         deadline=deadline,
         layout=Layout(caps.brand, caps.category, caps.category_depth, body.diversity),
         shown=page.shown,
+        request_id=page.request_id,
+        unit=body.user_id or page.request_id,
     )
 
 
@@ -261,7 +263,7 @@ def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer
         "decoder": answer.decoder,
         "bundle_version": answer.bundle_version,
         "catalog_version": answer.catalog_version,
-        "arms": {},
+        "arms": answer.arms,
         "truncated": len(items) < body.n,
         "next_cursor": None if following is None else following.cursor(),
         "history_source": history.source.value,
@@ -302,7 +304,7 @@ def _exposure(
         decoder=answer.decoder,
         bundle_version=answer.bundle_version,
         catalog_version=answer.catalog_version,
-        arms={},
+        arms=answer.arms,
         page=page.number,
         caps=layout.described(),
         diversity=layout.diversity,

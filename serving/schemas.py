@@ -288,3 +288,5 @@ class Readiness(_Answer):
     bundle_version: str | None
     catalog_version: str | None
     decoder: str | None
+    canary_version: str | None = Field(description="The bundle that answers a share of the users; null: there is none.")
+    shadow_version: str | None = Field(description="The bundle that answers unseen, to be compared; null: none.")

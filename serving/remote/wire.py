@@ -73,6 +73,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     seek: Seek | None = None
     layout: Layout = Layout()
     shown: list[str] = []
+    request_id: str | None = None
+    unit: str | None = None
 
     @classmethod
     def of(cls, number: int, request: EngineRequest, now: float) -> Ask:
@@ -96,6 +98,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             request.seek,
             request.layout,
             _listed(request.shown),
+            request.request_id,
+            request.unit,
         )
 
     def request(self, now: float) -> EngineRequest:
@@ -117,6 +121,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             seek=self.seek,
             layout=self.layout,
             shown=self.shown,
+            request_id=self.request_id,
+            unit=self.unit,
         )
 
 

@@ -74,6 +74,8 @@ requests = st.builds(
     seek=st.none() | seeks,
     layout=st.builds(Layout, caps, caps, st.none() | st.integers(1, 16), st.floats(0, 1)),
     shown=st.lists(text, max_size=4),
+    request_id=st.none() | text,
+    unit=st.none() | text,
 )
 versions = st.builds(EngineVersions, text, text, text)
 items = st.builds(SlateItem, text, st.floats(allow_nan=False), text, st.none() | text)
