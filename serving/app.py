@@ -22,6 +22,7 @@ from serving.ladder.fallback import Fallback
 from serving.ladder.keeper import FallbackKeeper
 from serving.ladder.ladder import Ladder
 from serving.ladder.metrics import LadderMetrics
+from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
@@ -79,7 +80,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     app.include_router(router)
     app.include_router(item_router)
     app.include_router(user_router)
-    install(app, [*router.routes, *item_router.routes, *user_router.routes])
+    if settings.admin_routes:
+        app.include_router(admin_router)
+    install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
     _declare_scopes(app)
     app.state.metrics = metrics
     app.add_middleware(BodyLimit)

@@ -1,16 +1,18 @@
-"""Immutable, versioned bundles and their registry."""
+"""Immutable, versioned bundles and their registry.
+
+What stands here is imported when it is first used: a process that only looks into a registry loads no torch.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from recsys.bundle.bundle import ALL_SCENES, Bundle, ItemToItem
-from recsys.bundle.manifest import BundleManifest
-from recsys.bundle.registry import Registry
-
 if TYPE_CHECKING:
+    from recsys.bundle.bundle import ALL_SCENES, Bundle, ItemToItem
     from recsys.bundle.loading import load_decoder, load_indexes
+    from recsys.bundle.manifest import BundleManifest
+    from recsys.bundle.registry import Registry
     from recsys.bundle.writer import publish_run
 
 __all__ = [
@@ -24,15 +26,19 @@ __all__ = [
     "publish_run",
 ]
 
-# With torch, which who only reads tables out of a bundle does not load.
-_LATER: Final = {
-    "load_decoder": "recsys.bundle.loading",
-    "load_indexes": "recsys.bundle.loading",
-    "publish_run": "recsys.bundle.writer",
+_PLACES: Final = {
+    "ALL_SCENES": "bundle",
+    "Bundle": "bundle",
+    "BundleManifest": "manifest",
+    "ItemToItem": "bundle",
+    "Registry": "registry",
+    "load_decoder": "loading",
+    "load_indexes": "loading",
+    "publish_run": "writer",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -201,7 +201,7 @@ class Ladder:
                 return await self._below(request, deadline, "no_history", last)
         answer = await self._asked(request)
         if not isinstance(answer, Unanswered):
-            if user_id is not None and answer.served_by in _BY_MODEL:
+            if user_id is not None and answer.served_by in _BY_MODEL and not request.shown:  # a first page
                 cache.put(user_id, request.scene, answer, fingerprint, asked)
             return answer
         if not below:
