@@ -51,6 +51,7 @@ def test_an_engine_that_stalls_comes_back_and_dies_is_never_missed(
         update={
             "engine_socket": engine.socket,
             "deadline": timedelta(seconds=2),
+            "fallback_reserve": timedelta(seconds=0.5),
             "breaker_failures": 1,
             "breaker_pause": timedelta(seconds=0.2),
         }
