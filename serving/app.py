@@ -30,19 +30,21 @@ if TYPE_CHECKING:
     from serving.histories import Histories
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
+    from serving.worker_values import WorkerValues
 
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
+def create_app(settings: Settings, *, engine: Engine | None = None, values: WorkerValues | None = None) -> FastAPI:
     """Build the application; nothing is opened before it starts.
 
     Args:
         settings: see `serving.settings`.
         engine: answers recommendations; None takes the one whose socket the settings name, else makes one in this
             process that follows the registry.
+        values: where metrics are kept by one of several workers.
     """
-    metrics = Metrics()
+    metrics = Metrics(values)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -103,7 +105,7 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
         return remote, remote
     from serving.reload import BundleWatcher  # with torch and the decoders, which a front-end without a model spares
 
-    own = EngineMetrics()
+    own = EngineMetrics(metrics.registry.values)
     engine = InProcessEngine(
         own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
     )
