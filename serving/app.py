@@ -22,6 +22,8 @@ from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
 from serving.routes import router
 from serving.services import Services, State
+from serving.tracing import start_tracing
+from serving.watching import RequestWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,10 +47,13 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         values: where metrics are kept by one of several workers.
     """
     metrics = Metrics(values)
+    tracing = start_tracing("windfire-front-end") if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
             yield {"services": await _start(stack, settings, metrics, engine)}
 
     app = FastAPI(
@@ -62,7 +67,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     app.include_router(item_router)
     install(app, [*router.routes, *item_router.routes])
     app.add_middleware(BodyLimit)
-    app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
+    app.add_middleware(
+        Observe, metrics=metrics, watch=RequestWatch(metrics, settings.slow_request, tracing)
+    )  # added last, therefore the outer one
     return app
 
 

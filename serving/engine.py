@@ -102,6 +102,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         counts: what was done with the request's ids.
         ineligible: items that the last look at the slate took out; a fault if it is not 0.
         refusal: why the indexes could not be asked; there are no items then.
+        times: seconds that filter, decode and slate took of the batch that it was part of; None = not known.
     """
 
     items: list[SlateItem]
@@ -113,6 +114,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     counts: EngineCounts
     ineligible: int = 0
     refusal: Refusal | None = None
+    times: tuple[float, float, float] | None = None
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):

@@ -64,6 +64,7 @@ class Metrics:
 
     Attributes:
         requests: seconds per request by route template, tier (recommend's served_by) and status.
+        stages: seconds per stage of `serving.timing` and request that came so far.
         items: items answered, by source.
         ineligible: items that an independent look at the final slate had to take out; must stay 0.
         unknown_items: item ids in histories that the catalog does not have.
@@ -87,6 +88,9 @@ class Metrics:
             ["route", "tier", "status"],
             buckets=_SECONDS,
             registry=registry,
+        )
+        self.stages = Histogram(
+            "windfire_stage_seconds", "Seconds per stage of a request.", ["stage"], buckets=_SECONDS, registry=registry
         )
         self.items = Counter("windfire_items", "Items answered.", ["source"], registry=registry)
         self.ineligible = Counter(
