@@ -150,7 +150,7 @@ class CrewMetrics:
         deaths: workers that ended unasked.
     """
 
-    def __init__(self, values: WorkerValues) -> None:
+    def __init__(self, values: WorkerValues | None = None) -> None:
         self.registry = registry = Registry(values)
         self.wanted = Gauge("windfire_workers_wanted", "Workers that there should be.", registry=registry)
         self.up = Gauge("windfire_workers_up", "Workers that take requests.", registry=registry)
