@@ -27,6 +27,8 @@ from prometheus_client.mmap_dict import MmapedDict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from prometheus_client.registry import Collector
+
 PARENT: Final = "parent"
 """Name of the process that is no worker, so that its gauges have no label."""
 
@@ -110,6 +112,16 @@ class Registry(CollectorRegistry):
     def __init__(self, values: WorkerValues | None = None) -> None:
         super().__init__()
         self.values = values
+
+    def register(self, collector: Collector) -> None:
+        """Add a metric.
+
+        Raises:
+            TypeError: it is not of this module's types, so that no other worker would show it.
+        """
+        if not isinstance(collector, _Kept):
+            raise TypeError(f"{collector!r} is counted for one process only: take the types of serving.worker_values")
+        super().register(collector)
 
     def render(self) -> bytes:
         """The Prometheus text format: of all workers, where there is a file."""

@@ -121,3 +121,8 @@ def test_without_a_file_they_are_the_librarys() -> None:
         gauge("b", "B.", registry=registry).set(3)
         histogram("c", "C.", buckets=(1, 2), registry=registry).observe(1.5)
     assert samples(generate_latest(ours)) == samples(generate_latest(theirs))
+
+
+def test_a_metric_that_others_would_not_show_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"serving\.worker_values"):
+        prometheus_client.Counter("a", "A.", registry=Registry())
