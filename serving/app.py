@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
+from serving.auth import Authenticate, open_ring, watch
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
@@ -20,10 +21,15 @@ from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
+from serving.retention import keep_removing
 from serving.routes import router
+from serving.scopes import describe
 from serving.services import Services, State
 from serving.tracing import start_tracing
+from serving.user_data import history_part, log_part
+from serving.user_routes import router as user_router
 from serving.watching import RequestWatch
+from serving.workers.erasing import join_erasures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,8 +51,12 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         engine: answers recommendations; None takes the one whose socket the settings name, else makes one in this
             process that follows the registry.
         values: where metrics are kept by one of several workers.
+
+    Raises:
+        ConfigError: see `serving.auth.open_ring` and `serving.tracing.start_tracing`.
     """
     metrics = Metrics(values)
+    ring = open_ring(settings)
     tracing = start_tracing("windfire-front-end") if settings.tracing else None
 
     @asynccontextmanager
@@ -54,7 +64,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, tracing.close)
-            yield {"services": await _start(stack, settings, metrics, engine)}
+            services = await _start(stack, settings, metrics, engine)
+            services.keys = ring
+            if ring is None:
+                _log.info("server_open", host=settings.host, reason="no key file: whoever reaches it may ask anything")
+            else:
+                _log.info("keys_loaded", keys=len(ring))
+                stack.push_async_callback(_cancel, asyncio.create_task(watch(ring)))
+            yield {"services": services}
 
     app = FastAPI(
         title="Windfire",
@@ -65,12 +82,27 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     )
     app.include_router(router)
     app.include_router(item_router)
-    install(app, [*router.routes, *item_router.routes])
+    app.include_router(user_router)
+    install(app, [*router.routes, *item_router.routes, *user_router.routes])
+    _declare_scopes(app)
+    app.state.metrics = metrics
     app.add_middleware(BodyLimit)
-    app.add_middleware(
-        Observe, metrics=metrics, watch=RequestWatch(metrics, settings.slow_request, tracing)
-    )  # added last, therefore the outer one
+    app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
+    watch_requests = RequestWatch(metrics, settings.slow_request, tracing)
+    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)  # added last, therefore the outer one
     return app
+
+
+def _declare_scopes(app: FastAPI) -> None:
+    """Let the OpenAPI document say which key each operation wants."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        made = app.openapi_schema is None
+        document = plain()
+        return describe(document) if made else document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, engine: Engine | None) -> Services:
@@ -100,7 +132,20 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     keeper: EngineKeeper | None = None
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
-    return Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    stack.callback(services.users.close)
+    services.users.add(history_part(histories))
+    logs = [log_part("event", event_log.records), log_part("exposure", exposure_log.records)]
+    for part in logs:
+        services.users.add(part)
+    if settings.workers > 1:
+        erasures = join_erasures(settings, {part.name: part.forget for part in logs}, services.users.clear_caches)
+        for part in erasures.parts():
+            services.users.add(part)
+        stack.push_async_callback(_cancel, asyncio.create_task(erasures.follow()))
+    removing = keep_removing(settings, event_log.records, exposure_log.records)
+    stack.push_async_callback(_cancel, asyncio.create_task(removing))
+    return services
 
 
 async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> tuple[Engine, EngineKeeper]:

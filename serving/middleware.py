@@ -99,14 +99,20 @@ class Observe:
         try:
             await self._app(scope, receive, observed)
         except Exception:
-            _log.exception(
-                "request_failed", request_id=request_id, path=scope["path"], stages=watched.times.milliseconds()
-            )
+            # The template: a path may name a user.
+            stages = watched.times.milliseconds()
+            _log.exception("request_failed", request_id=request_id, route=_route(scope), stages=stages)
             if status:
                 raise  # half an answer is out: only the broken connection can still say so
             await envelope(INTERNAL, INTERNAL.description)(scope, receive, observed)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
             seconds = time.perf_counter() - started
-            self._metrics.observe(route, scope.get(TIER, ""), status or NO_ANSWER, seconds)
-            self._watch.end(watched, request_id, route, scope.get(TIER, ""), status or NO_ANSWER, seconds)
+            route, tier = _route(scope), scope.get(TIER, "")
+            self._metrics.observe(route, tier, status or NO_ANSWER, seconds)
+            self._watch.end(watched, request_id, route, tier, status or NO_ANSWER, seconds)
+
+
+def _route(scope: Scope) -> str:
+    """The template of a request's route."""
+    template: str = getattr(scope.get("route"), "path", "unmatched")
+    return template

@@ -7,6 +7,9 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import structlog
+
+from recsys.errors import WindfireError
 from serving.draining import DrainingServer
 from serving.logs import configure_logs
 from serving.worker_values import WorkerValues
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     import uvicorn
 
     from serving.settings import Settings
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 def work(settings: Settings, number: int, listening: socket.socket, parent: Connection) -> None:
@@ -41,7 +46,11 @@ def work(settings: Settings, number: int, listening: socket.socket, parent: Conn
     if hear(parent) is not Word.GO:
         return
     values = WorkerValues(metrics_folder(settings), str(number))
-    config = uvicorn_config(worker_settings(settings, number), values)
+    try:
+        config = uvicorn_config(worker_settings(settings, number), values)
+    except WindfireError as error:
+        _log.error("worker_refused", code=error.code, error=str(error))
+        raise SystemExit(1) from None
     server = _WorkerServer(config, settings.drain_delay.total_seconds(), parent, values)
     with suppress(SystemExit):  # uvicorn's way to say that the start failed; its log line says why
         server.run(sockets=[listening])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from recsys.datasets.importing.times import time_converter
 from recsys.datasets.importing.values import action, integer, money, string_map, text
 from recsys.errors import InputError
 from recsys.event_log.exposures import Exposure
-from recsys.event_log.segments import read_records, segment_files
+from recsys.event_log.segments import erased, read_records, segment_files
 from recsys.records import EVENTS, Action
 
 if TYPE_CHECKING:
@@ -135,8 +135,9 @@ class _Segments:
         return tuple(path for _, path in segment_files(self.folder))
 
     def records(self) -> Iterator[tuple[int, bytes]]:
-        """The records that are whole, with their numbers."""
-        return read_records(self.folder, segment_files(self.folder)[0][0])
+        """The records that are whole and were not erased, with their numbers."""
+        records = read_records(self.folder, segment_files(self.folder)[0][0])
+        return ((number, payload) for number, payload in records if not erased(payload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +158,11 @@ class EventLogRows(_Segments):
         """
         records = self.records()
         while numbered := list(islice(records, _RECORDS_PER_CHUNK)):
-            payloads = [payload for _, payload in numbered]
-            reading.advance(sum(map(len, payloads)))
-            yield json_chunk(payloads, numbered[0][0] + 1, wanted)
+            for _, run in groupby(enumerate(numbered), lambda placed: placed[1][0] - placed[0]):  # no gap inside one
+                lines = [record for _, record in run]
+                payloads = [payload for _, payload in lines]
+                reading.advance(sum(map(len, payloads)))
+                yield json_chunk(payloads, lines[0][0] + 1, wanted)
 
 
 @dataclass(frozen=True, slots=True)

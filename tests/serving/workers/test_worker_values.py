@@ -113,13 +113,12 @@ def test_a_new_parent_begins_at_nothing(tmp_path: Path) -> None:
 
 def test_without_a_file_they_are_the_librarys() -> None:
     ours, theirs = Registry(), CollectorRegistry()
-    for registry, (counter, gauge, histogram) in (
-        (ours, (Counter, Gauge, Histogram)),
-        (theirs, (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)),
-    ):
-        counter("a", "A.", ["x"], registry=registry).labels("1").inc(2)
-        gauge("b", "B.", registry=registry).set(3)
-        histogram("c", "C.", buckets=(1, 2), registry=registry).observe(1.5)
+    Counter("a", "A.", ["x"], registry=ours).labels("1").inc(2)
+    Gauge("b", "B.", registry=ours).set(3)
+    Histogram("c", "C.", buckets=(1, 2), registry=ours).observe(1.5)
+    prometheus_client.Counter("a", "A.", ["x"], registry=theirs).labels("1").inc(2)
+    prometheus_client.Gauge("b", "B.", registry=theirs).set(3)
+    prometheus_client.Histogram("c", "C.", buckets=(1, 2), registry=theirs).observe(1.5)
     assert samples(generate_latest(ours)) == samples(generate_latest(theirs))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -298,6 +299,20 @@ def test_metrics_are_the_sum_of_all_workers_and_never_go_back(crew: Crew) -> Non
     shown = samples(crew.ask("/metrics")[2])
     assert answers_in(shown) == answers_in(before)
     assert {key for key, value in before.items() if shown.get(key, -1.0) < value} == set()
+
+
+def test_a_user_is_forgotten_by_all_workers(crew: Crew) -> None:
+    row = {"user_id": "gone", "item_id": "item-01", "action": "click"}
+    for n in range(16):  # each to whichever worker takes the connection
+        sent = {"events": [{"event_id": f"gone{n}", **row}]}
+        assert httpx.post(f"{crew.server.url}/v1/events", json=sent, timeout=30).json()["accepted"] == 1
+    place = f"{crew.server.url}/v1/users/gone"
+    before = json.loads(httpx.get(f"{place}/export", timeout=30).text.splitlines()[-1])
+    assert before["counts"]["event"] == 16
+    erased = httpx.delete(place, timeout=60)
+    assert (erased.status_code, erased.json()["erased"]["event"]) == (200, 16)
+    after = json.loads(httpx.get(f"{place}/export", timeout=30).text.splitlines()[-1])
+    assert set(after["counts"].values()) == {0}
 
 
 def unready(crew: Crew) -> Any:
