@@ -20,6 +20,12 @@ def worker_settings(settings: Settings, number: int) -> Settings:
     return settings.model_copy(update={"state": settings.state / f"worker-{number}"})
 
 
+def states_with_logs(state: Path) -> list[Path]:
+    """A server's state folder and those of its workers, as far as they hold logs; the first alone where none does."""
+    found = [each for each in (state, *sorted(state.glob("worker-*"))) if (each / "events").is_dir()]
+    return found or [state]
+
+
 def shared_state(settings: Settings) -> Path:
     """The state folder of all workers, given the settings of one; that of the server where there are none."""
     return settings.state if settings.workers == 1 else settings.state.parent
