@@ -26,8 +26,11 @@ from serving.retention import keep_removing
 from serving.routes import router
 from serving.scopes import describe
 from serving.services import Services, State
+from serving.tracing import start_tracing
 from serving.user_data import history_part, log_part
 from serving.user_routes import router as user_router
+from serving.watching import RequestWatch
+from serving.workers.erasing import join_erasures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,27 +39,32 @@ if TYPE_CHECKING:
     from serving.histories import Histories
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
+    from serving.worker_values import WorkerValues
 
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
+def create_app(settings: Settings, *, engine: Engine | None = None, values: WorkerValues | None = None) -> FastAPI:
     """Build the application; nothing is opened before it starts.
 
     Args:
         settings: see `serving.settings`.
         engine: answers recommendations; None takes the one whose socket the settings name, else makes one in this
             process that follows the registry.
+        values: where metrics are kept by one of several workers.
 
     Raises:
-        ConfigError: see `serving.auth.open_ring`.
+        ConfigError: see `serving.auth.open_ring` and `serving.tracing.start_tracing`.
     """
-    metrics = Metrics()
+    metrics = Metrics(values)
     ring = open_ring(settings)
+    tracing = start_tracing("windfire-front-end") if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
             services = await _start(stack, settings, metrics, engine)
             services.keys = ring
             if ring is None:
@@ -83,7 +91,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
-    app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
+    watch_requests = RequestWatch(metrics, settings.slow_request, tracing)
+    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)  # added last, therefore the outer one
     return app
 
 
@@ -129,8 +138,14 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))
-    services.users.add(log_part("event", event_log.records))
-    services.users.add(log_part("exposure", exposure_log.records))
+    logs = [log_part("event", event_log.records), log_part("exposure", exposure_log.records)]
+    for part in logs:
+        services.users.add(part)
+    if settings.workers > 1:
+        erasures = join_erasures(settings, {part.name: part.forget for part in logs}, services.users.clear_caches)
+        for part in erasures.parts():
+            services.users.add(part)
+        stack.push_async_callback(_cancel, asyncio.create_task(erasures.follow()))
     removing = keep_removing(settings, event_log.records, exposure_log.records)
     stack.push_async_callback(_cancel, asyncio.create_task(removing))
     return services
@@ -145,7 +160,7 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
         return remote, remote
     from serving.reload import BundleWatcher  # with torch and the decoders, which a front-end without a model spares
 
-    own = EngineMetrics()
+    own = EngineMetrics(metrics.registry.values)
     engine = InProcessEngine(
         own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
     )

@@ -45,6 +45,7 @@ from serving.schemas import (
     SimilarRequest,
 )
 from serving.services import Services, services_of
+from serving.timing import EXPOSURE, FEATURES, timed, timed_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -129,6 +130,7 @@ async def metrics(services: ServicesOf) -> Response:
     return Response(await services.figures(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@timed_engine
 async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAnswer]) -> EngineAnswer:
     """Wait for an answer; a client that goes away takes its request out of the engine's queue.
 
@@ -213,6 +215,7 @@ class _History(NamedTuple):
     missing: str | None = None
 
 
+@timed(FEATURES)
 async def _history(body: RecommendRequest, services: Services) -> _History:
     """The history in the body, else the stored one, else none."""
     if body.history is not None:
@@ -311,6 +314,7 @@ def _exposure(
     )
 
 
+@timed(EXPOSURE)
 async def _expose(services: Services, exposure: Exposure) -> None:
     """Queue the exposure; where the settings ask for it, wait until it is on the disk."""
     try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from serving.settings import Settings
+    from serving.worker_values import WorkerValues
 
 
 class _SingleServer(DrainingServer):
@@ -30,10 +31,15 @@ class _SingleServer(DrainingServer):
         super().handle_exit(sig, frame)
 
 
-def uvicorn_config(settings: Settings) -> uvicorn.Config:
-    """The application as uvicorn runs it."""
+def uvicorn_config(settings: Settings, values: WorkerValues | None = None) -> uvicorn.Config:
+    """The application as uvicorn runs it.
+
+    Args:
+        settings: of the server, or of the worker.
+        values: see `create_app`.
+    """
     return uvicorn.Config(
-        create_app(settings),
+        create_app(settings, values=values),
         host=settings.host,
         port=settings.port,
         loop="uvloop",

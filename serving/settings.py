@@ -162,6 +162,8 @@ class Settings(BaseSettings):
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO
+    slow_request: Duration = timedelta(seconds=1)
+    tracing: bool = False
 
     @property
     def gate(self) -> Gate:

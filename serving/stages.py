@@ -6,10 +6,12 @@ fills only the places that the ones before it left open. Eligibility is applied 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 
 from recsys.bundle.bundle import ALL_SCENES
@@ -99,6 +101,7 @@ class BundleRecommender:
             return self._recommend(requests)
 
     def _recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        began = time.perf_counter()
         plans = [self._plan(without_itself(request)) for request in requests]
         groups: dict[tuple[int, int, bool], list[_Plan]] = {}
         for plan in plans:
@@ -107,10 +110,14 @@ class BundleRecommender:
                 # with a new item is read another way: it stays among its like.
                 key = id(plan.slate.shared), _asked(plan.request), self.items.newer(plan.history)
                 groups.setdefault(key, []).append(plan)
+        planned = time.perf_counter()
         for group in groups.values():
             for plan, ranked in zip(group, self._decode(group), strict=True):
                 plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
-        return [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
+        decoded = time.perf_counter()
+        answers = [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
+        times = planned - began, decoded - planned, time.perf_counter() - decoded
+        return [msgspec.structs.replace(answer, times=times) for answer in answers]
 
     def _plan(self, request: EngineRequest) -> _Plan:
         rows = self.items.rows

@@ -66,9 +66,13 @@ class UserData:
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._forget, user_id)
         work.add_done_callback(self._done)
         erased = await asyncio.shield(work)
+        self.clear_caches(user_id)
+        return erased
+
+    def clear_caches(self, user_id: str) -> None:
+        """Forget what is in the memory of this process; on the event loop."""
         for forget in self._caches:
             forget(user_id)
-        return erased
 
     def export(self, user_id: str) -> Iterator[bytes]:
         """JSON lines of all that is held: `kind`, then the datum; last `{"kind": "end", "counts": {...}}`.
@@ -94,7 +98,10 @@ class UserData:
         self._thread.shutdown(cancel_futures=True)
 
     def _forget(self, user_id: str) -> dict[str, int]:
-        return {part.name: part.forget(user_id) for part in self._parts}
+        erased = dict.fromkeys((part.name for part in self._parts), 0)
+        for part in self._parts:
+            erased[part.name] += part.forget(user_id)
+        return erased
 
     def _done(self, work: asyncio.Future[dict[str, int]]) -> None:
         self._waiting -= 1

@@ -9,7 +9,7 @@ from starlette.requests import Request  # FastAPI reads the annotation when it r
 
 
 async def admin_scope(request: Request) -> None:
-    """Let a request through: on a server with keys their scope was asked (`serving.scopes`), else only from this machine.
+    """Let a request through: a server with keys has asked for their scope, others ask where it comes from.
 
     Raises:
         HTTPException: 403, it comes from elsewhere, or nobody can say from where.

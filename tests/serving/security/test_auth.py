@@ -19,8 +19,8 @@ from serving.app import create_app
 from serving.auth import Authenticate
 from serving.errors import ErrorBody
 from serving.item_routes import router as item_router
-from serving.lifecycle.admin_routes import router as admin_router
 from serving.keys import KeyRing, Scope
+from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import Metrics
 from serving.routes import router
 from serving.scopes import SCOPES, ScopeTable
