@@ -150,7 +150,7 @@ def test_other_machines_are_turned_away(versions: Any, server_settings: Settings
 
 
 def test_a_key_with_the_scope_may_ask_from_anywhere(versions: Any, server_settings: Settings, tmp_path: Path) -> None:
-    made = [new_key(name, [Scope(name)]) for name in ("admin", "recommend")]
+    made = [new_key(name, (Scope(name),)) for name in ("admin", "recommend")]
     write_bytes_atomically(tmp_path / "keys", encode_keys([stored for stored, _ in made]), mode=0o600)
     settings = server_settings.model_copy(update={"registry": versions.registry.root, "keys_file": tmp_path / "keys"})
     with TestClient(create_app(settings), client=("10.0.0.7", 1)) as client:
