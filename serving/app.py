@@ -84,8 +84,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     app.include_router(router)
     app.include_router(item_router)
     app.include_router(user_router)
-    if settings.admin_routes:
-        app.include_router(admin_router)
+    app.include_router(admin_router)
     install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
     _declare_scopes(app)
     app.state.metrics = metrics

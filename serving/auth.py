@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from recsys.errors import ConfigError
-from serving.errors import METHOD, NOT_FOUND, Problem, envelope
+from serving.errors import FORBIDDEN, METHOD, NOT_FOUND, Problem, envelope
 from serving.keys import KeyRing, Refusal, Scope
 from serving.scopes import ScopeTable
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 UNAUTHORIZED: Final = Problem(401, "unauthorized", False, "No key, or one that is unknown or has expired.")
-FORBIDDEN: Final = Problem(403, "forbidden", False, "The key lacks the scope of this route.")
 RATE_LIMITED: Final = Problem(
     429, "rate_limited", True, "The key asks more often than it may; try again after Retry-After."
 )

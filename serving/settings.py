@@ -144,7 +144,6 @@ class Settings(BaseSettings):
     warmup_time: Duration = timedelta(seconds=10)
     gate_tolerances: Tolerances = {EVERY_OTHER: TOLERANCE}
     gate_incomparable: Incomparable = "pass"
-    admin_routes: bool = False
     reload_timeout: Duration = timedelta(seconds=60)
     cold_penalty: Annotated[float, Ge(0), Le(20)] = 0.0
     cold_lift: Annotated[float, Ge(0), Le(20)] = 0.0
