@@ -23,7 +23,7 @@ titles = st.sampled_from([None, "red", "blue", "?!"])
 
 def encoding(title: str | None, tokenizer: str | None, codes: tuple[int, ...]) -> Encoded | None:
     """As a worker writes it: the vector is that of the words."""
-    return tokenizer and Encoded(tokenizer=tokenizer, codes=codes, text=repr(title).encode())
+    return None if tokenizer is None else Encoded(tokenizer=tokenizer, codes=codes, text=repr(title).encode())
 
 
 upserts = st.tuples(
