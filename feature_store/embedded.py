@@ -126,7 +126,7 @@ def _apply(transaction: Any, one: Prepared) -> bool:
         transaction.put(one.key, one.raw)
         return True
     tail = (transaction.get(one.key + TAIL) or b"") + one.raw
-    if len(tail) < _FOLD_BYTES:
+    if len(tail) < _FOLD_BYTES and not one.erases:
         transaction.put(one.key + TAIL, tail)
         return True
     transaction.put(one.key, one.view.entries.fold(transaction.get(one.key), tail))

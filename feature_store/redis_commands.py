@@ -112,11 +112,12 @@ def write_flow(prepared: Sequence[Prepared | None]) -> Flow:
                 refused.append(reply)
                 continue
             done[number] = reply != _FULL and (reply > 0 or one.view.history is not None)
-            if one.view.history is not None and (reply == _FULL or reply > _FOLD_BYTES):
+            if one.view.history is not None and (reply == _FULL or reply > _FOLD_BYTES or one.erases):
                 long.append(one)
             if reply == _FULL:
                 full.append(number)
-        not_folded = (yield from _fold(long, needed=bool(full))) if long else {}
+        needed = bool(full) or any(one.erases for one in long)
+        not_folded = (yield from _fold(long, needed=needed)) if long else {}
         refused += [not_folded[key] for number in full if (key := _of(prepared, number).key) in not_folded]
         waiting = [number for number in full if _of(prepared, number).key not in not_folded]
     if waiting:
@@ -138,6 +139,10 @@ def _fold(long: Sequence[Prepared], *, needed: bool) -> Generator[Step, list[Any
         folds = [_fold_call(one, tail, base) for one, tail, base in pairs if tail is not None]
         if folds:
             replies = yield folds
+            erasing = {one.key for one in long if one.erases}
+            if any(reply == 0 and call.keys[-1] in erasing for call, reply in zip(folds, replies, strict=True)):
+                raise UnavailableError("a history changed while its deletion was folded in",
+                                       field="key", value=folds[0].keys[-1], remedy="delete again")  # fmt: skip
     except WindfireError:  # the merge itself was acknowledged, and the next one folds
         if needed:
             raise

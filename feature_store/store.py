@@ -136,12 +136,14 @@ class Prepared(NamedTuple):
         key: of the value, or of the history's base.
         raw: the value, or what is appended to the tail.
         keep_ms: milliseconds from now for which it is kept; 0 for ever.
+        erases: it is folded at once, because what it deletes stands in the tail and its base until then.
     """
 
     view: View
     key: bytes
     raw: bytes
     keep_ms: int
+    erases: bool = False
 
 
 def now_micros() -> int:
@@ -163,7 +165,9 @@ def prepare_write(write: Write, now: int) -> Prepared | None:
         raw = view.entries.floor(event_time, check_time("created_at", created_at))
     else:
         raise InputError("a history takes entries, not a value", field="view", value=view.label, remedy="use merge")
-    return None if view.gone(event_time, now) else Prepared(view, key, raw, _keep_ms(view, event_time, now))
+    if view.gone(event_time, now):
+        return None
+    return Prepared(view, key, raw, _keep_ms(view, event_time, now), erases=view.history is not None)
 
 
 def prepare_merge(merge: Merge, now: int) -> Prepared | None:

@@ -32,11 +32,18 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: after a crash the file is the old one or the new one."""
+def write_bytes_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` by `data`: after a crash the file is the old one or the new one.
+
+    Args:
+        path: of the file; its directory is created where absent.
+        data: all of its bytes.
+        mode: its permissions, less the umask; never wider, not even for a moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # of a killed run with this number: its mode would stay
+    with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
+from serving.auth import Authenticate, open_ring, watch
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
@@ -20,8 +21,12 @@ from serving.journal import EventIntake, ExposureWriter
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
+from serving.retention import keep_removing
 from serving.routes import router
+from serving.scopes import describe
 from serving.services import Services, State
+from serving.user_data import history_part, log_part
+from serving.user_routes import router as user_router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,13 +46,24 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
         settings: see `serving.settings`.
         engine: answers recommendations; None takes the one whose socket the settings name, else makes one in this
             process that follows the registry.
+
+    Raises:
+        ConfigError: see `serving.auth.open_ring`.
     """
     metrics = Metrics()
+    ring = open_ring(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            yield {"services": await _start(stack, settings, metrics, engine)}
+            services = await _start(stack, settings, metrics, engine)
+            services.keys = ring
+            if ring is None:
+                _log.info("server_open", host=settings.host, reason="no key file: whoever reaches it may ask anything")
+            else:
+                _log.info("keys_loaded", keys=len(ring))
+                stack.push_async_callback(_cancel, asyncio.create_task(watch(ring)))
+            yield {"services": services}
 
     app = FastAPI(
         title="Windfire",
@@ -58,10 +74,26 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     )
     app.include_router(router)
     app.include_router(item_router)
-    install(app, [*router.routes, *item_router.routes])
+    app.include_router(user_router)
+    install(app, [*router.routes, *item_router.routes, *user_router.routes])
+    _declare_scopes(app)
+    app.state.metrics = metrics
     app.add_middleware(BodyLimit)
+    app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
     app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
     return app
+
+
+def _declare_scopes(app: FastAPI) -> None:
+    """Let the OpenAPI document say which key each operation wants."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        made = app.openapi_schema is None
+        document = plain()
+        return describe(document) if made else document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, engine: Engine | None) -> Services:
@@ -91,7 +123,14 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     keeper: EngineKeeper | None = None
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
-    return Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    stack.callback(services.users.close)
+    services.users.add(history_part(histories))
+    services.users.add(log_part("event", event_log.records))
+    services.users.add(log_part("exposure", exposure_log.records))
+    removing = keep_removing(settings, event_log.records, exposure_log.records)
+    stack.push_async_callback(_cancel, asyncio.create_task(removing))
+    return services
 
 
 async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> tuple[Engine, EngineKeeper]:

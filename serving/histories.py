@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from feature_store.entries import ORDER_FIELDS
 from feature_store.opening import LMDB, RedisAddress, open_async_store, open_store
+from feature_store.reading import Reason, Status
 from feature_store.settings import read_feature_settings
 from feature_store.standard import USER_RECENT
-from feature_store.store import now_micros
+from feature_store.store import delete_entity, now_micros
 from feature_store.streaming import HistoryStream
+from recsys.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from feature_store.reading import Reading
     from feature_store.store import AsyncFeatureStore, FeatureStore
@@ -116,6 +119,40 @@ class Histories:
             self._trouble = str(error)
             self._tried = time.monotonic()
         self._metrics.histories_behind.set(self._behind)
+
+    def held(self, user_id: str) -> Iterator[dict[str, Any]]:
+        """All entries of a user, oldest first; for any thread.
+
+        Raises:
+            UnavailableError: the store cannot be read.
+        """
+        reading = self._of_one(user_id)
+        names = (*ORDER_FIELDS, *USER_RECENT.names)
+        return (dict(zip(names, entry, strict=True)) for entry in reading.entries or ())
+
+    def forget(self, user_id: str) -> int:
+        """Delete a user's history, and what still comes of events before this moment; for any thread.
+
+        A mark stays under the user's id, so that nothing brings the entries back.
+
+        Returns:
+            How many entries it had.
+
+        Raises:
+            UnavailableError: the store did not acknowledge.
+        """
+        reading = self._of_one(user_id)
+        if reading.reason is Reason.ABSENT:
+            return 0
+        newest = 0 if reading.event_time is None else reading.event_time
+        delete_entity(self._store, [USER_RECENT], user_id, max(newest, now_micros()))
+        return len(reading.entries or ())
+
+    def _of_one(self, user_id: str) -> Reading:
+        (reading,) = self._store.read([(USER_RECENT, user_id)])
+        if reading.status is Status.MISSING and reading.reason not in (Reason.ABSENT, Reason.DELETED):
+            raise UnavailableError(f"the user's history cannot be read: {reading.reason.value}")
+        return reading
 
     def save(self) -> None:
         """Remember how far all is merged."""

@@ -71,6 +71,8 @@ class Metrics:
         feature_age: seconds from a value's event time, or from a history's newest entry, to its read.
         connected: 1 while the engine can be asked; one in this process always can.
         lost: recommend requests whose engine process went away before its answer.
+        refusals: requests that their key did not let through, by code.
+        connections: connections that ended before their time, by reason.
     """
 
     def __init__(self) -> None:
@@ -114,6 +116,10 @@ class Metrics:
         self.connected = Gauge("windfire_engine_connected", "1 while the engine can be asked.", registry=registry)
         self.connected.set(1)
         self.lost = Counter("windfire_engine_lost", "Requests whose engine process went away.", registry=registry)
+        self.refusals = Counter("windfire_refusals", "Requests refused for their key.", ["code"], registry=registry)
+        self.connections = Counter(
+            "windfire_connections_ended", "Connections ended by a limit.", ["reason"], registry=registry
+        )
 
     def observe(self, route: str, tier: str, status: int, seconds: float) -> None:
         """Count one finished request."""

@@ -96,11 +96,17 @@ class Observe:
         try:
             await self._app(scope, receive, observed)
         except Exception:
-            _log.exception("request_failed", request_id=request_id, path=scope["path"])
+            # The template: a path may name a user.
+            _log.exception("request_failed", request_id=request_id, route=_route(scope))
             if status:
                 raise  # half an answer is out: only the broken connection can still say so
             await envelope(INTERNAL, INTERNAL.description)(scope, receive, observed)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
             seconds = time.perf_counter() - started
-            self._metrics.observe(route, scope.get(TIER, ""), status or NO_ANSWER, seconds)
+            self._metrics.observe(_route(scope), scope.get(TIER, ""), status or NO_ANSWER, seconds)
+
+
+def _route(scope: Scope) -> str:
+    """The template of a request's route."""
+    template: str = getattr(scope.get("route"), "path", "unmatched")
+    return template

@@ -16,6 +16,7 @@ from feature_store.standard import recent_items
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from recsys.event_log import Exposure
+from serving.auth import may_see_details
 from serving.engine import EngineRequest, Refusal, Seek
 from serving.errors import (
     MALFORMED,
@@ -111,9 +112,9 @@ async def healthz() -> Response:
     responses={**documented(), 503: {"model": Readiness, "description": "Requests should go elsewhere."}},
     tags=["operation"],
 )
-async def readyz(services: ServicesOf) -> Response:
-    """Say whether requests should be sent here, why not, and what runs."""
-    readiness = services.readiness()
+async def readyz(request: Request, services: ServicesOf) -> Response:
+    """Say whether requests should be sent here, why not, and what runs; why in full only to an administrator's key."""
+    readiness = services.readiness(details=may_see_details(request.scope, services.keys))
     return json_response(readiness.model_dump(), 200 if readiness.ready else 503)
 
 

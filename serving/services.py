@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
 from starlette.requests import Request  # FastAPI reads the annotation when it runs
 
 from serving.schemas import Readiness
+from serving.user_data import UserData
 
 if TYPE_CHECKING:
     from recsys.event_log import EventLog, Exposure, GroupWriter
     from serving.engine import Engine, EngineKeeper
     from serving.histories import Histories
+    from serving.keys import KeyRing
     from serving.metrics import Metrics
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
@@ -32,6 +34,8 @@ class Services:
         exposures: writes what was answered.
         keeper: of the engine; None where the engine was given.
         draining: SIGTERM was received.
+        keys: that are taken; None: no key is asked for.
+        users: all that is held of single users, to be forgotten or handed over.
     """
 
     settings: Settings
@@ -43,13 +47,19 @@ class Services:
     exposures: GroupWriter[Exposure, None]
     keeper: EngineKeeper | None
     draining: bool = False
+    keys: KeyRing | None = None
+    users: UserData = field(default_factory=UserData)
 
     async def figures(self) -> bytes:
         """What /metrics shows."""
         return self.metrics.render(await self.keeper.figures() if self.keeper else b"")
 
-    def readiness(self) -> Readiness:
-        """Whether requests should be sent here."""
+    def readiness(self, *, details: bool = True) -> Readiness:
+        """Whether requests should be sent here.
+
+        Args:
+            details: whether reasons and warnings say more than their first word; they may name files and directories.
+        """
         versions, keeper = self.engine.versions, self.keeper
         refused, trouble = (keeper.refused, keeper.trouble) if keeper else (None, None)
         reasons = ["draining"] if self.draining else []
@@ -62,14 +72,20 @@ class Services:
             warnings.append("event_log_failed: events are refused until a restart; look for errors of the disk")
         if self.histories.behind:
             warnings.append("histories_behind: the feature store does not take events; they are durable and follow")
+        if self.keys is not None and self.keys.trouble is not None:
+            warnings.append(f"keys_refused: {self.keys.trouble}")
         return Readiness(
             ready=not reasons,
-            reasons=reasons,
-            warnings=warnings,
+            reasons=reasons if details else [_word(reason) for reason in reasons],
+            warnings=warnings if details else [_word(warning) for warning in warnings],
             bundle_version=versions.bundle if versions else None,
             catalog_version=versions.catalog if versions else None,
             decoder=versions.decoder if versions else None,
         )
+
+
+def _word(text: str) -> str:
+    return text.partition(":")[0]
 
 
 class State(TypedDict):

@@ -91,6 +91,7 @@ def _in_step(value: timedelta) -> timedelta:
 _SECRET: Final = (("vllm_url",), ("history_store",))  # where somebody may have written a password or a token
 Duration = Annotated[timedelta, AfterValidator(_positive)]
 DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative)]
+DurationOrNone = Annotated[Duration | None, BeforeValidator(_none_if_empty)]
 PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 ServerUrl = Annotated[str, AfterValidator(_server)]
 # Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
@@ -110,6 +111,12 @@ class Settings(BaseSettings):
     state: Path = Path("work/state")
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8080
+    keys_file: PathOrNone = None
+    open: bool = False
+    head_timeout: Duration = timedelta(seconds=10)
+    body_timeout: Duration = timedelta(seconds=20)
+    connection_limit: Annotated[int, Ge(1)] = 10_000
+    workers: Annotated[int, Ge(1), Le(256)] = 1
     decoder: str = "auto"
     engine: EngineName = "auto"
     engine_socket: PathOrNone = None
@@ -134,6 +141,9 @@ class Settings(BaseSettings):
     history_store: Annotated[SecretStr, AfterValidator(_store)] = SecretStr("")
     history_deadline: Duration = timedelta(milliseconds=50)
     history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
+    event_retention: DurationOrNone = None
+    exposure_retention: DurationOrNone = None
+    keep_alive: Duration = timedelta(seconds=5)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO

@@ -24,6 +24,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "export-vllm": ("export_vllm", "Write a bundle's model as vLLM loads it."),
     "serve": ("serve", "Answer over HTTP."),
     "engine": ("engine", "Decode for one or several servers, in a process of its own."),
+    "keys": ("keys", "API keys: create, revoke, list."),
+    "retention": ("retention", "Remove old segments of a stopped server's logs."),
     "features": ("features", "Look into the feature store, fill it, and compare it with tables."),
     "recommend": ("recommend", "Score a file of users in one go."),
     "evaluate": ("evaluate", "Measure a bundle on the held-out events."),

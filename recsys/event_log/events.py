@@ -17,7 +17,7 @@ import msgspec
 from recsys.errors import InputError
 from recsys.event_log.event import Event, StoredEvent, parse_event
 from recsys.event_log.segment_log import SEGMENT_BYTES, SegmentLog
-from recsys.event_log.segments import SegmentReader
+from recsys.event_log.segments import SegmentReader, erased
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -183,7 +183,8 @@ class EventLog:
     def _remember_newest(self) -> None:
         identity = msgspec.json.Decoder(_Identity)
         for number, record in self.records.read(max(self.records.start, self.records.end - self._remembered)):
-            self._known[identity.decode(record).event_id] = number
+            if not erased(record):
+                self._known[identity.decode(record).event_id] = number
 
     def _parse(self, rows: Sequence[Mapping[str, Any]]) -> list[_Record | InputError]:
         now = self._clock()
@@ -240,4 +241,5 @@ def _parse_or_error(row: Mapping[str, Any], now: int) -> _Record | InputError:
 
 def _decode(records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, Event]]:
     for number, record in records:
-        yield number, {**_DECODER.decode(record), "seq": number}
+        if not erased(record):
+            yield number, {**_DECODER.decode(record), "seq": number}

@@ -10,7 +10,7 @@ import msgspec
 
 from recsys.errors import InputError
 from recsys.event_log.segment_log import SEGMENT_BYTES, SegmentLog
-from recsys.event_log.segments import read_records
+from recsys.event_log.segments import erased, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,4 +128,5 @@ _DECODER = msgspec.json.Decoder(Exposure)
 
 def _decode(records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, Exposure]]:
     for number, record in records:
-        yield number, _DECODER.decode(record)
+        if not erased(record):
+            yield number, _DECODER.decode(record)

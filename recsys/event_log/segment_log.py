@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import threading
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final
 
 from recsys.errors import UnavailableError
+from recsys.event_log.erasure import erase_in, holds, remove_litter
 from recsys.event_log.group_writer import GroupWriter
 from recsys.event_log.segments import SegmentReader, frame, scan, segment_files, segment_path
 from recsys.storage import fsync_path
@@ -27,6 +29,7 @@ _LOCK: Final = "writer.lock"
 class _Append:
     data: bytes
     count: int
+    rotate: bool = False
 
 
 class _TakenBackError(Exception):
@@ -63,6 +66,7 @@ class SegmentLog:
         self._flush = flush
         self._reader = SegmentReader(directory)
         self._writer = GroupWriter(f"log-{directory.name}", self._write_group)
+        self._rewriting = threading.Lock()  # of segments that are closed
         self._closed = False
         self._failed = False
         self._end = self._size = 0
@@ -131,13 +135,48 @@ class SegmentLog:
         Returns:
             How many files went. Records before `number` that share a segment with later ones stay.
         """
-        segments = segment_files(self.directory)
-        gone = [path for (_, path), (following, _) in pairwise(segments) if following <= number]
-        for path in gone:
-            path.unlink()
-        if gone:
-            fsync_path(self.directory)
-        return len(gone)
+        with self._rewriting:
+            segments = segment_files(self.directory)
+            gone = [path for (_, path), (following, _) in pairwise(segments) if following <= number]
+            for path in gone:
+                path.unlink()
+            if gone:
+                fsync_path(self.directory)
+            return len(gone)
+
+    def rotate(self) -> None:
+        """Begin a new segment, so that `truncate_before` and `erase` reach all that was appended so far.
+
+        Raises:
+            UnavailableError: the log is closed, or the disk refuses.
+        """
+        self._writer.submit(_Append(b"", 0, rotate=True)).result()
+
+    def erase(self, mark: bytes, theirs: Callable[[bytes], bool]) -> int:
+        """Overwrite records with zeros, in files of their own that take the place of the old ones.
+
+        Everything that was appended before the call is looked at. Numbers and lengths stay, so that no reader and no
+        offset is disturbed; a crash leaves each segment as it was or erased. Repeating it changes nothing.
+
+        Args:
+            mark: bytes that every such record holds; segments without them are only searched.
+            theirs: says of a record whether it goes.
+
+        Returns:
+            How many records were erased.
+
+        Raises:
+            UnavailableError: the disk refuses; repeat it.
+            CorruptionError: a segment that holds `mark` is damaged.
+        """
+        with self._rewriting:
+            if holds(segment_files(self.directory)[-1][1], mark):
+                self.rotate()
+            closed = segment_files(self.directory)[:-1]
+            try:
+                return sum(erase_in(path, mark, theirs) for _, path in closed)
+            except OSError as error:
+                raise _refused(error, self.directory) from error
 
     def close(self) -> None:
         """Write what waits, then release the log to another writer; a second call does nothing."""
@@ -150,6 +189,7 @@ class SegmentLog:
 
     def _recover(self) -> int:
         """Find the end of the newest segment, cut off what is not whole, and open it."""
+        remove_litter(self.directory)
         segments = segment_files(self.directory)
         self._end, path = segments[-1] if segments else (0, segment_path(self.directory, 0))
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -169,7 +209,9 @@ class SegmentLog:
     def _write_group(self, group: list[_Append]) -> list[range]:
         """Write and flush a group; returns the numbers of each append's records."""
         try:
-            first = self._commit(b"".join(append.data for append in group), sum(append.count for append in group))
+            rotate = any(append.rotate for append in group)
+            count = sum(append.count for append in group)
+            first = self._commit(b"".join(append.data for append in group), count, rotate=rotate)
         except Exception as error:
             self._failed = not isinstance(error, _TakenBackError)
             self._reader = SegmentReader(self.directory)  # the other one may remember a place that is gone
@@ -177,11 +219,11 @@ class SegmentLog:
         places = accumulate((append.count for append in group), initial=first)
         return [range(*pair) for pair in pairwise(places)]
 
-    def _commit(self, data: bytes, count: int) -> int:
+    def _commit(self, data: bytes, count: int, *, rotate: bool = False) -> int:
         """Write and flush a group; returns the number of its first record."""
         if self._failed:
             raise UnavailableError("a flush of the log failed")
-        if self._size and self._size + len(data) > self._segment_bytes:
+        if self._size and (rotate or self._size + len(data) > self._segment_bytes):
             self._rotate()
         try:
             _write(self._file, data)

@@ -3,6 +3,8 @@
 A segment is named by the number of its first record. A record begins with three little-endian uint32: the length of
 its bytes, their CRC-32, and the CRC-32 of those two numbers. The last one tells a damaged length, behind which nothing
 can be found any more, from a record that a crash cut off.
+
+An erased record keeps its number and its length, so that nothing else in a log moves: its bytes are zeros.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_RECORD_BYTES: Final = 16 << 20
-_SUFFIX: Final = ".log"
+SUFFIX: Final = ".log"
 _MEASURES: Final = struct.Struct("<II")
 _HEADER: Final = struct.Struct("<III")
 
 
 def segment_path(directory: Path, first: int) -> Path:
     """The file of the segment that begins with record `first`."""
-    return directory / f"{first:020d}{_SUFFIX}"
+    return directory / f"{first:020d}{SUFFIX}"
 
 
 def segment_files(directory: Path) -> list[tuple[int, Path]]:
     """The segments of a log as (number of the first record, path), rising."""
-    return sorted((int(path.stem), path) for path in directory.glob(f"*{_SUFFIX}"))
+    return sorted((int(path.stem), path) for path in directory.glob(f"*{SUFFIX}"))
 
 
 def frame(payload: bytes) -> bytes:
@@ -49,6 +51,11 @@ def frame(payload: bytes) -> bytes:
         )
     measures = _MEASURES.pack(len(payload), zlib.crc32(payload))
     return b"".join((measures, zlib.crc32(measures).to_bytes(4, "little"), payload))
+
+
+def erased(payload: bytes) -> bool:
+    """Whether a record's bytes were erased; no JSON begins with a zero."""
+    return payload.startswith(b"\0")
 
 
 def scan(path: Path, start: int = 0, *, last: bool) -> Iterator[tuple[int, bytes]]:

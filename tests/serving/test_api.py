@@ -318,7 +318,7 @@ def test_a_fault_is_a_500_without_internals(
         assert "secret" not in orjson.dumps(body).decode()
         assert 'route="/v1/recommend",status="500"' in client.get("/metrics").text
     (line,) = [line for line in log_lines if line["event"] == "request_failed"]
-    assert line["path"] == "/v1/recommend"
+    assert line["route"] == "/v1/recommend"
 
 
 class PatientEngine:
