@@ -105,6 +105,7 @@ class LiveItems:
         self._trouble = ""
         self._refused: str | None = None
         self._tried = False
+        self._take(bundle.changes)
 
     @property
     def version(self) -> str:
@@ -168,6 +169,11 @@ class LiveItems:
     def apply(self, changes: Sequence[Change]) -> None:
         """Apply the next records of the log."""
         with self.guard:
+            self._take(changes)
+            self.sequence += len(changes)
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        if changes:
             touched: dict[int, Change] = {}
             unplaced = len(self.unplaced)
             vectors: dict[int, npt.NDArray[np.float32]] = {}
@@ -183,7 +189,6 @@ class LiveItems:
             self._catalogue.restore(items[live])
             self._catalogue.remove(items[~live])
             self._live.clear()
-            self.sequence += len(changes)
             if len(self.unplaced) > unplaced:
                 _log.warning("items_not_shown", count=len(self.unplaced), error=self.refused)
 
