@@ -76,7 +76,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     app.include_router(item_router)
     app.include_router(user_router)
     install(app, [*router.routes, *item_router.routes, *user_router.routes])
-    _declare_scopes(app)
+    _declare_scopes(app, keys=ring is not None)
     app.state.metrics = metrics
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
@@ -84,14 +84,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     return app
 
 
-def _declare_scopes(app: FastAPI) -> None:
+def _declare_scopes(app: FastAPI, *, keys: bool) -> None:
     """Let the OpenAPI document say which key each operation wants."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
         made = app.openapi_schema is None
         document = plain()
-        return describe(document) if made else document
+        return describe(document, keys=keys) if made else document
 
     app.openapi = described  # type: ignore[method-assign]
 
