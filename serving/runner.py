@@ -11,6 +11,7 @@ import uvicorn
 
 from recsys.errors import UnavailableError
 from serving.app import create_app
+from serving.connections import connection_limits, guarded_protocol
 from serving.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ def run(settings: Settings) -> None:
         UnavailableError: the server did not start.
     """
     configure_logs(settings.log_level)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=guarded_protocol(connection_limits(settings, app.state.metrics)),
+        timeout_keep_alive=math.ceil(settings.keep_alive.total_seconds()),
+        backlog=4096,
         ws="none",
         lifespan="on",
         access_log=False,
