@@ -273,6 +273,9 @@ class Quality:
                 "run": str(self._run(chosen.kind, wanted, _OF_TRAINING, seed, inputs)),
                 "start": str(self._run("recommender", wanted, ["train"], seed, inputs)),
             }
+            if "second" in wanted:
+                second = {"train": wanted["second"]}
+                request["second"] = str(self._run("recommender", second, _OF_TRAINING, seed, inputs))
             write_json_atomically(folder / "request.json", request)
             command = [sys.executable, "-m", "benchmarks.quality_arm", str(folder.resolve())]
             measured = run_measured(command, log=folder / "log.txt")
@@ -303,15 +306,24 @@ def _resolved(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in TRAINED:
         return dict(settings)
     train = dict(settings.get("train", {}))
-    resolved = {**settings, "train": TrainSettings.parse(train).model_dump(mode="json")}
+    resolved = {**settings, "train": _training(train)}
     if "fusion" in settings:
-        resolved["fusion"] = FusionSettings.parse(dict(settings["fusion"])).model_dump(mode="json")
+        unread = set() if "second" in settings else {"second"}
+        resolved["fusion"] = FusionSettings.parse(dict(settings["fusion"])).model_dump(mode="json", exclude=unread)
+    if "second" in settings:
+        resolved["second"] = _training(settings["second"])
     if kind == "continued":
         further = merged(train, settings.get("further", {}))
-        resolved["further"] = TrainSettings.parse(further).model_dump(mode="json")
+        resolved["further"] = _training(further)
     if kind == "rere":
         resolved["rere"] = RereSettings.parse(dict(settings.get("rere", {}))).model_dump(mode="json")
     return resolved
+
+
+def _training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As a run's fingerprint has it: settings that came later do not show while they are off."""
+    training: dict[str, Any] = json.loads(TrainSettings.parse(dict(settings)).identity())
+    return training
 
 
 def _fingerprint(data: PreparedData) -> str:

@@ -1,7 +1,7 @@
 """One arm in a process of its own, so that its CPU time is its own: `python -m benchmarks.quality_arm ARM`.
 
-ARM holds request.json (work, cases, kind, settings, seed, run, start); ranks and lists as .npy files come beside it,
-and answers.json last.
+ARM holds request.json (work, cases, kind, settings, seed, run, start, and second where there is one); ranks and lists
+as .npy files come beside it, and answers.json last.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def main(arm: Path) -> None:
     data = PreparedData.load(Path(request["work"]))
     cases = Cases.of(data, request["cases"])
     arm_of_kind = ARMS[request["kind"]]
-    runs = Runs(Path(request["run"]), Path(request["start"]))
+    second = Path(request["second"]) if "second" in request else None
+    runs = Runs(Path(request["run"]), Path(request["start"]), second)
     answers = arm_of_kind(data, cases, request["settings"], seed=request["seed"], runs=runs)
     for view, answered in answers.views.items():
         np.save(arm / f"ranks_{view}.npy", answered.ranks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -76,10 +77,12 @@ class Runs:
     Attributes:
         own: the arm's.
         start: of the run that the arm goes on from, if it does; shared by all that go on from it.
+        second: of the model that scores beside the arm's own, if one does.
     """
 
     own: Path
     start: Path
+    second: Path | None = None
 
 
 class Arm(Protocol):
@@ -135,22 +138,29 @@ def sasrec(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, see
 
 
 def recommender(data: PreparedData, cases: Cases, settings: Mapping[str, Any], *, seed: int, runs: Runs) -> Answers:
-    """Settings: `train` (of `training.recommender.TrainSettings`), `decoder`, `beam`, and for `fused` `fusion`.
+    """Settings: `train` (of `training.recommender.TrainSettings`), `decoder`, `beam`, for `fused` `fusion`, `second`.
 
-    `fusion` holds settings of `training.fusion.FusionSettings`; its weight is chosen on validation.
+    Beside `nezha`, without further training: `popularity` (weights of a correction) or `ceiling` (a grid of EASE).
+
+    `fusion` holds settings of `training.fusion.FusionSettings`; its weights are chosen on validation. `second` holds
+    settings of the training of a further model that it fuses; that training is counted.
     """
     from training.fusion.fitting import fit_fusion
     from training.fusion.settings import FusionSettings
     from training.recommender.settings import TrainSettings
     from training.recommender.trainer import train
 
-    _only(settings, "train", "decoder", "beam", "fusion")
+    _only(settings, "train", "decoder", "beam", "fusion", "second", "popularity", "ceiling")
     train_settings = TrainSettings.parse(dict(settings.get("train", {})))
     before = time.process_time()
     manifest = train(data, train_settings, runs.own, seed=seed)
     seconds, fitted = manifest["cpu_seconds"], None
+    beside = runs.second if "second" in settings else None
+    if beside is not None:
+        seconds += train(data, TrainSettings.parse(dict(settings["second"])), beside, seed=seed)["cpu_seconds"]
     if "fusion" in settings:
-        fitted = fit_fusion(runs.own, data, FusionSettings.parse(dict(settings["fusion"])))
+        fusion = FusionSettings.parse(dict(settings["fusion"]))
+        fitted = fit_fusion(runs.own, data, fusion, second=beside)
         seconds += fitted["cpu_seconds"]
     carried = max(seconds - (time.process_time() - before), 0.0)
     return _answered(data, cases, settings, train_settings, runs.own, manifest, carried, fitted)
@@ -224,7 +234,9 @@ def _answered(
     fitted: Mapping[str, Any] | None = None,
 ) -> Answers:
     """The cases answered with the weights of a finished run, and the fusion fitted to it where there is one."""
-    decoder = _decoder(data, train_settings, run, settings.get("decoder"), fused=fitted is not None)
+    fused = fitted is not None and "ceiling" not in settings
+    decoder = _decoder(data, train_settings, run, settings.get("decoder"), fused=fused)
+    decoder, beside = _beside(decoder, data, settings, run)
     before = time.process_time()
     beam = settings.get("beam", TOP)
     views = {view: answer_by_decoder(decoder, cases.histories, cases.targets, beam=beam, view=view) for view in VIEWS}
@@ -235,10 +247,31 @@ def _answered(
         "valid.ndcg@10": manifest["metrics"]["valid.ndcg@10"],
         "train_cpu_seconds": manifest["cpu_seconds"],
         "decode_cpu_seconds": round(time.process_time() - before, 3),
+        **beside,
     }
     if fitted is not None:
-        details["fusion"] = {name: fitted[name] for name in ("weight", "validation", "entries", "cpu_seconds")}
+        told = ("weight", "second", "validation", "entries", "cpu_seconds")
+        details["fusion"] = {name: fitted[name] for name in told if name in fitted}
     return Answers(views, details, carried)
+
+
+def _beside(
+    decoder: Decoder, data: PreparedData, settings: Mapping[str, Any], run: Path
+) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder with what the settings lay beside it, and what was chosen."""
+    from benchmarks.quality_beside import correct_popularity, fuse_dense
+    from recsys.decoding.trie import SidTrie
+    from training.fusion.settings import FusionSettings
+
+    trie, beam = SidTrie.build(data.codes, data.codebook_sizes), settings.get("beam", TOP)
+    if "popularity" in settings:
+        decoder, chosen = correct_popularity(decoder, trie, data, settings["popularity"]["weights"], beam=beam)
+        return decoder, {"popularity": chosen}
+    if "ceiling" in settings:
+        fusion = FusionSettings.parse(dict(settings["fusion"]))
+        decoder, chosen = fuse_dense(decoder, trie, data, run, fusion, settings["ceiling"])
+        return decoder, {"ceiling": chosen}
+    return decoder, {}
 
 
 def _learning(log: Path) -> dict[str, float]:
@@ -251,12 +284,17 @@ def _learning(log: Path) -> dict[str, float]:
 
 def _decoder(data: PreparedData, settings: Any, run: Path, name: str | None, *, fused: bool = False) -> Decoder:
     from recsys.bundle.fusion import FUSION, load_fusion
-    from recsys.bundle.loading import load_model
+    from recsys.bundle.loading import load_model, load_second
     from recsys.decoding.building import build_decoder
     from recsys.decoding.trie import SidTrie
     from training.recommender.trainer import item_features
 
-    model = load_model(run / "model", item_features(data, settings), data.codebook_sizes)
+    features = item_features(data, settings)
+    model = load_model(run / "model", features, data.codebook_sizes)
     trie = SidTrie.build(data.codes, data.codebook_sizes)
-    fusion = load_fusion(run / FUSION) if fused else None
+    fusion = (
+        load_fusion(run / FUSION, partial(load_second, features=features, codebook_sizes=data.codebook_sizes))
+        if fused
+        else None
+    )
     return build_decoder(model, trie, name=name, prior=data.train_counts, fusion=fusion)

@@ -12,12 +12,13 @@ from fastapi import FastAPI
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
-from serving.auth import Authenticate, open_ring, watch
+from serving.auth import Authenticate, watch
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.keys import open_ring
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
@@ -48,7 +49,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
             process that follows the registry.
 
     Raises:
-        ConfigError: see `serving.auth.open_ring`.
+        ConfigError: see `serving.keys.open_ring`.
     """
     metrics = Metrics()
     ring = open_ring(settings)

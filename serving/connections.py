@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.draining import DrainingProtocol
 from serving.errors import RETRY_AFTER_SECONDS, UNAVAILABLE, Problem
 from serving.middleware import MAX_BODY_BYTES
 
@@ -74,7 +74,7 @@ class ConnectionLimits:
         return min(self.head, self.body)
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(DrainingProtocol):
     """One connection; made by the class that `guarded_protocol` returns."""
 
     limits: ConnectionLimits
@@ -185,8 +185,8 @@ class GuardedProtocol(HttpToolsProtocol):
             limits.ended("unread")
             self.transport.abort()
             return
-        if now >= self._due and self.flow.read_paused:
-            self._due = now + limits.period  # it is we who do not read
+        if now >= self._due and (self.flow.read_paused or self._unread()):
+            self._due = now + limits.period  # it is we who did not read
         if now >= self._due:
             self._end(self._state.value, TOO_SLOW if self._state in {_State.HEAD, _State.BODY} else None)
             return

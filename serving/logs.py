@@ -11,8 +11,13 @@ import structlog
 from serving.settings import LogLevel
 
 
-def configure_logs(level: LogLevel) -> None:
-    """Send structlog's and the standard library's lines, uvicorn's among them, through one JSON renderer."""
+def configure_logs(level: LogLevel, *, worker: int | None = None) -> None:
+    """Send structlog's and the standard library's lines, uvicorn's among them, through one JSON renderer.
+
+    Args:
+        level: the least severe that is written.
+        worker: whose number every line carries.
+    """
     # libraries that load a text encoder would draw bars between the lines
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     shared: list[structlog.types.Processor] = [
@@ -21,6 +26,7 @@ def configure_logs(level: LogLevel) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        *([] if worker is None else [_Numbered(worker)]),
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -39,3 +45,16 @@ def configure_logs(level: LogLevel) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level.value.upper(), force=True)
+
+
+class _Numbered:
+    """Adds the worker's number, in every thread."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+
+    def __call__(
+        self, _: structlog.types.WrappedLogger, __: str, line: structlog.types.EventDict
+    ) -> structlog.types.EventDict:
+        line["worker"] = self._worker
+        return line

@@ -18,6 +18,7 @@ from serving.catalog_intake import CatalogIntake
 from serving.engine import EngineRequest, Seek
 from serving.stages import BundleRecommender
 from serving.vllm_decoder import VllmDecoder
+from serving.workers.folders import shared_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +177,7 @@ class BundleWatcher:
             decoder=settings.decoder,
             engine=settings.engine,
             beam=settings.beam,
-            markers=settings.state / "verified",
+            markers=shared_state(settings) / "verified",
             retrieval=settings.retrieval,
             search=settings.search,
             vllm_url=settings.vllm_url,

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from recsys.errors import UnavailableError
 from serving.app import create_app
 from serving.connections import connection_limits, guarded_protocol
+from serving.draining import DrainingServer
 from serving.logs import configure_logs
 
 if TYPE_CHECKING:
-    import socket
+    from types import FrameType
 
     from serving.settings import Settings
 
 
-class _DrainingServer(uvicorn.Server):
-    """After SIGTERM: not ready, a pause for the load balancer, then no new connections, then the rest."""
+class _SingleServer(DrainingServer):
+    """The one server of a process. Ctrl-C waits for requests, and for nobody who might still send one."""
 
-    def __init__(self, config: uvicorn.Config, drain_delay: float) -> None:
-        super().__init__(config)
-        self._drain_delay = drain_delay
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server`."""
+        if sig == signal.SIGINT:
+            self.hurry()
+        super().handle_exit(sig, frame)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then stop as uvicorn does."""
-        state: dict[str, Any] = self.lifespan.state
-        state["services"].draining = True
-        await asyncio.sleep(self._drain_delay)
-        await super().shutdown(sockets)
+
+def uvicorn_config(settings: Settings) -> uvicorn.Config:
+    """The application as uvicorn runs it."""
+    app = create_app(settings)
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=guarded_protocol(connection_limits(settings, app.state.metrics)),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive.total_seconds()),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout.total_seconds()),
+    )
 
 
 def run(settings: Settings) -> None:
@@ -42,23 +57,7 @@ def run(settings: Settings) -> None:
         UnavailableError: the server did not start.
     """
     configure_logs(settings.log_level)
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=guarded_protocol(connection_limits(settings, app.state.metrics)),
-        timeout_keep_alive=math.ceil(settings.keep_alive.total_seconds()),
-        backlog=4096,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout.total_seconds()),
-    )
-    server = _DrainingServer(config, settings.drain_delay.total_seconds())
+    server = _SingleServer(uvicorn_config(settings), settings.drain_delay.total_seconds())
     with suppress(SystemExit):  # uvicorn's way to say that the start failed, a taken port for instance
         server.run()
     if not server.started:

@@ -113,10 +113,10 @@ class Settings(BaseSettings):
     port: Annotated[int, Ge(0), Le(65535)] = 8080
     keys_file: PathOrNone = None
     open: bool = False
-    keep_alive: Duration = timedelta(seconds=5)
     head_timeout: Duration = timedelta(seconds=10)
     body_timeout: Duration = timedelta(seconds=20)
     connection_limit: Annotated[int, Ge(1)] = 10_000
+    workers: Annotated[int, Ge(1), Le(256)] = 1
     decoder: str = "auto"
     engine: EngineName = "auto"
     engine_socket: PathOrNone = None
@@ -143,6 +143,7 @@ class Settings(BaseSettings):
     history_actions: Actions = tuple(str(action) for action in POSITIVE_ACTIONS)
     event_retention: DurationOrNone = None
     exposure_retention: DurationOrNone = None
+    keep_alive: Duration = timedelta(seconds=5)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO

@@ -44,6 +44,7 @@ LONGEST = (
     "tests/training/rere/test_rere_asynchronous.py",
     "tests/serving/remote/test_engine_process.py",
     "tests/serving/test_process.py",
+    "tests/serving/workers/test_workers.py",
     "tests/benchmarks/test_rere_speed.py",
 )
 

@@ -16,8 +16,10 @@ from recsys.bundle.manifest import corrupt
 from recsys.catalog.arrays import load_json
 from recsys.decoding.building import build_decoder
 from recsys.decoding.fused import FusedDecoder
+from recsys.decoding.second import SecondModel
 from recsys.errors import ConfigError, DataError, VersionMismatchError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
+from recsys.models.compact import FlatRecommender
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +53,39 @@ def load_decoder(bundle: Bundle, name: str | None = None, *, engine: str = "auto
     model = load_model(bundle.model_config_path.parent, features, bundle.codebook_sizes)
     model.freeze(choose_engine(engine, model.config))
     held = f"{FUSION}/{FUSION_MANIFEST}" in bundle.manifest.files
-    fusion = load_fusion(bundle.path / FUSION) if held and name == FusedDecoder.name else None
+
+    def second(folder: Path) -> SecondModel:
+        return load_second(folder, features, bundle.codebook_sizes, engine=engine)
+
+    fusion = load_fusion(bundle.path / FUSION, second) if held and name == FusedDecoder.name else None
     return build_decoder(model, bundle.trie, prior=bundle.train_counts, name=name, fusion=fusion)
+
+
+def load_second(
+    folder: Path, features: ItemFeatures, codebook_sizes: tuple[int, ...], *, engine: str = "auto"
+) -> SecondModel:
+    """Read a second model of the decoder `fused`.
+
+    Args:
+        folder: holds config.json and weights.safetensors.
+        features: of the catalog that it was trained on, the bundle's.
+        codebook_sizes: of the tokenizer.
+        engine: see `recsys.backends.choose_engine`.
+
+    Raises:
+        ConfigError: it gives no vector to an item, or the engine cannot be built here.
+        CorruptionError, DataError, VersionMismatchError: see `load_model`.
+    """
+    model = load_model(folder, features, codebook_sizes)
+    if not isinstance(model, FlatRecommender):
+        raise ConfigError(
+            "a second model must give vectors to histories and items",
+            field="second.model.shape",
+            value=model.config.shape,
+            remedy="train one with `model: {shape: flat}`",
+        )
+    model.freeze(choose_engine(engine, model.config))
+    return SecondModel(model)
 
 
 def load_indexes(bundle: Bundle, *, encoder: bool = True) -> Retrieval | None:

@@ -10,6 +10,7 @@ from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError
 from recsys.evaluation.answers import VIEWS
 from recsys.evaluation.lists import invalid_rate
+from recsys.storage import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,24 +23,41 @@ TRAIN: dict[str, Any] = {
     "steps": 4,
     "evaluate_every": 2,
 }
+GRID = {"regularisations": [5.0], "decays": [0.5]}
+FLAT = {**TRAIN, "model": {**TRAIN["model"], "shape": "flat"}}
 RERE = {"steps": 2, "batch": 8, "group": 4, "evaluate_every": 1}
 FUSION = {"weights": [0.5, 2.0], "neighbours": 5, "shrink": 1.0, "floor": 0.01}
 SASREC = {"d_model": 8, "layers": 1, "heads": 1, "steps": 4, "evaluate_every": 2}
 SETTINGS: list[tuple[Kind, dict[str, Any]]] = [
     ("popularity", {}),
     ("itemcf", {"shrinks": [1.0], "decays": [0.5]}),
-    ("ease", {"regularisations": [5.0], "decays": [0.5]}),
+    ("ease", GRID),
     ("sasrec", SASREC),
     ("recommender", {"train": TRAIN, "beam": 10}),
-    ("recommender", {"train": {**TRAIN, "model": {**TRAIN["model"], "shape": "flat"}}, "decoder": "flat"}),
+    ("recommender", {"train": FLAT, "decoder": "flat"}),
     ("recommender", {"train": TRAIN, "beam": 10, "decoder": "fused", "fusion": FUSION}),
+    ("recommender", {"train": TRAIN, "beam": 10, "decoder": "fused", "fusion": FUSION, "second": FLAT}),
+    ("recommender", {"train": TRAIN, "beam": 10, "popularity": {"weights": [-1.0, 1.0]}}),
+    ("recommender", {"train": TRAIN, "beam": 10, "fusion": FUSION, "ceiling": GRID}),
     ("continued", {"train": TRAIN, "further": {**TRAIN, "steps": 2}, "beam": 24}),
     ("rere", {"train": TRAIN, "rere": RERE, "beam": 24}),
 ]
 
 
 def _runs(prepared: Path) -> Runs:
-    return Runs(prepared.parent / "run", prepared.parent / "start")
+    return Runs(prepared.parent / "run", prepared.parent / "start", prepared.parent / "second")
+
+
+def test_the_training_of_a_second_model_is_counted(prepared: Path) -> None:
+    data, runs = PreparedData.load(prepared), _runs(prepared)
+    fusion = {**FUSION, "second": {"weights": [1.0]}}
+    wanted = {"train": TRAIN, "beam": 24, "decoder": "fused", "fusion": fusion, "second": FLAT}
+    first = recommender(data, Cases.of(data, 5), wanted, seed=1, runs=runs)
+    again = recommender(data, Cases.of(data, 5), wanted, seed=1, runs=runs)
+    assert list(again.details["fusion"]["validation"]["ndcg@10.second"]) == ["1"]
+    assert again.details["fusion"] == first.details["fusion"]
+    spent = read_json(prepared.parent / "second" / "manifest.json")["cpu_seconds"]
+    assert again.carried_cpu_seconds >= spent > 0
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)

@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 from recsys.baselines.neighbours import fit_neighbours
 from recsys.bundle import Bundle, Registry, load_decoder, publish_run
 from recsys.bundle.fusion import load_fusion, save_fusion
-from recsys.bundle.loading import load_model
+from recsys.bundle.loading import load_model, load_second
 from recsys.bundle.writer import model_version_of
 from recsys.datasets.prepared import PreparedData
 from recsys.decoding.building import build_decoder
 from recsys.decoding.eligibility import Eligibility
+from recsys.decoding.fused import Second
 from recsys.decoding.trie import SidTrie
 from recsys.errors import ConfigError, CorruptionError, DataError, VersionMismatchError, WindfireError
 from recsys.evaluation.answers import answer_by_decoder
@@ -30,7 +31,7 @@ from recsys.evaluation.metrics import ndcg
 from recsys.models import AnyRecommender, ItemFeatures
 from recsys.storage import read_json, write_json_atomically
 from training.fusion.fitting import fit_fusion
-from training.fusion.settings import FusionSettings
+from training.fusion.settings import FusionSettings, SecondSettings
 from training.recommender.settings import TrainSettings
 from training.recommender.trainer import train
 from windfire.commands import evaluate
@@ -187,7 +188,9 @@ def test_a_fusion_that_does_not_fit_is_not_published(
     assert registry.versions() == []
 
 
-def test_what_nothing_can_be_fitted_to(run: Path, data: PreparedData, tiny_data: PreparedData, tmp_path: Path) -> None:
+def test_what_nothing_can_be_fitted_to(
+    run: Path, flat_run: Path, data: PreparedData, tiny_data: PreparedData, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="no finished training run"):
         fit_fusion(tmp_path, data, SETTINGS)
     with pytest.raises(VersionMismatchError):
@@ -195,19 +198,96 @@ def test_what_nothing_can_be_fitted_to(run: Path, data: PreparedData, tiny_data:
     nobody = replace(data.sequences, valid_index=np.full_like(data.sequences.valid_index, -1))
     with pytest.raises(DataError, match="no user has a validation target"):
         fit_fusion(run, replace(data, sequences=nobody), SETTINGS)
-    flat = {"model": {"shape": "flat", "d_model": 16, "layers": 1, "heads": 2}, "teacher": {"kind": "none"}}
-    train(data, TrainSettings.parse({**flat, "steps": 1, "batch_tokens": 64}), tmp_path / "flat", seed=1)
     with pytest.raises(ConfigError, match="no such decoder"):
-        fit_fusion(tmp_path / "flat", data, SETTINGS)
+        fit_fusion(flat_run, data, SETTINGS)
 
 
-def test_the_commands_fit_publish_and_evaluate(run: Path, tiny_work: Path, tmp_path: Path) -> None:
+FLAT = {
+    "model": {"shape": "flat", "d_model": 16, "layers": 1, "heads": 2},
+    "teacher": {"kind": "none"},
+    "steps": 2,
+    "batch_tokens": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def flat_run(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("flat") / "run"
+    train(data, TrainSettings.parse(FLAT), run, seed=1)
+    return run
+
+
+def test_a_second_model_is_weighed_on_validation_and_goes_into_the_bundle(
+    run: Path, flat_run: Path, data: PreparedData, tiny_work: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"second": SecondSettings(weights=(0.5, 40.0))})
+    plain = fit_fusion(run, data, settings)
+    manifest = fit_fusion(run, data, settings, second=flat_run)
+    validation = manifest["validation"]
+    assert validation["ndcg@10"] == plain["validation"]["ndcg@10"]
+    assert {name: list(values) for name, values in validation["ndcg@10.second"].items()} == {
+        "0.5": ["0", "0.3", "2"],
+        "40": ["0", "0.3", "2"],
+    }
+    model, trie = model_of(run, data)
+    features = ItemFeatures(data.codes, data.text, data.collaborative, data.train_counts)
+    second = load_second(flat_run / "model", features, data.codebook_sizes)
+    _, histories, targets = data.sequences.targets("valid")
+    for weight, own in ((0.5, 0.3), (40.0, 0.0)):
+        fusion = replace(load_fusion(run / "fusion"), weight=own, second=Second(second, weight))
+        decoder = build_decoder(model, trie, name="fused", prior=data.train_counts, fusion=fusion)
+        ranks = answer_by_decoder(decoder, histories, targets, beam=48, view="masked").ranks
+        assert validation["ndcg@10.second"][f"{weight:g}"][f"{own:g}"] == pytest.approx(ndcg(ranks, 10).mean())
+    by_weights = {(0.0, float(own)): gain for own, gain in validation["ndcg@10"].items()} | {
+        (float(weight), float(own)): gain
+        for weight, gains in validation["ndcg@10.second"].items()
+        for own, gain in gains.items()
+    }
+    assert by_weights[manifest["second"]["weight"], manifest["weight"]] == max(by_weights.values())
+    registry = Registry(tmp_path / "registry")
+    held = set(publish_run(registry, run=run, work=tiny_work, created=NOW).files)
+    assert {"fusion/second/config.json", "fusion/second/weights.safetensors"} <= held
+    served = load_decoder(registry.open_current(), "fused").decode(HISTORIES, **QUESTION)
+    whole = replace(load_fusion(run / "fusion"), second=Second(second, manifest["second"]["weight"]))
+    direct = build_decoder(model, trie, name="fused", prior=data.train_counts, fusion=whole)
+    for one, other in zip(served.ranked, direct.decode(HISTORIES, **QUESTION).ranked, strict=True):
+        np.testing.assert_array_equal(one.items, other.items)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+def test_a_second_model_that_does_not_fit_is_refused(
+    run: Path, flat_run: Path, data: PreparedData, tiny_work: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="vectors to histories and items") as raised:
+        fit_fusion(run, data, SETTINGS, second=run)
+    assert raised.value.field == "second.model.shape"
+    settings = SETTINGS.model_copy(update={"weights": (1e-12,), "second": SecondSettings(weights=(40.0,))})
+    fit_fusion(run, data, settings, second=flat_run)
+    whole = read_json(run / "fusion" / "manifest.json")
+    registry = Registry(tmp_path / "registry")
+    for described, error, field in (
+        (whole["second"] | {"version": "0"}, VersionMismatchError, "second.version"),
+        (whole["second"] | {"weight": None}, DataError, "weight"),
+        (3, DataError, "second"),
+    ):
+        write_json_atomically(run / "fusion" / "manifest.json", whole | {"second": described})
+        with pytest.raises(error) as refused:
+            publish_run(registry, run=run, work=tiny_work, created=NOW)
+        assert refused.value.field == field
+
+
+def test_the_commands_fit_publish_and_evaluate(
+    run: Path, flat_run: Path, data: PreparedData, tiny_work: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "fusion.yaml"
     config.write_text(yaml.safe_dump({"weights": [0.5], "candidates": 48}))
     paths = ["--run", str(run), "--data", str(tiny_work)]
-    fitted = CliRunner().invoke(train_command.app, ["fusion", *paths, "--config", str(config)])
+    fitted = CliRunner().invoke(
+        train_command.app, ["fusion", *paths, "--second", str(flat_run), "--config", str(config)]
+    )
     assert fitted.exit_code == 0, fitted.output
     assert "neighbours of 48 items" in fitted.output
+    assert "second model 2.5: " in fitted.output
     place = ["--registry", str(tmp_path / "registry")]
     published = CliRunner().invoke(publish_command.app, [*place, *paths])
     assert published.exit_code == 0, published.output
@@ -222,7 +302,7 @@ def test_the_commands_fit_publish_and_evaluate(run: Path, tiny_work: Path, tmp_p
     [
         ({"weights": []}, "weights"), ({"weights": [-1]}, "weights.0"), ({"floor": 0}, "floor"),
         ({"decay": 0}, "decay"), ({"shrink": -1}, "shrink"), ({"neighbours": 0}, "neighbours"),
-        ({"candidates": 0}, "candidates"), ({"colour": 1}, "colour"),
+        ({"candidates": 0}, "candidates"), ({"colour": 1}, "colour"), ({"second": {"weights": []}}, "second.weights"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(wrong: dict[str, Any], field: str) -> None:

@@ -138,9 +138,10 @@ def test_processor_time_ends_a_run_and_an_unset_limit_changes_no_fingerprint(
 ) -> None:
     manifest = train(tiny_data, settings(cpu_minutes=1e-9), tmp_path / "run", seed=1)
     assert (manifest["steps"], manifest["best_step"]) == (1, 1)
-    assert {"cpu_minutes", "label_smoothing"}.isdisjoint(json.loads(settings().identity()))
+    assert {"cpu_minutes", "label_smoothing", "drop_events"}.isdisjoint(json.loads(settings().identity()))
     assert {"members", "seed"}.isdisjoint(json.loads(settings().identity())["teacher"])
     assert settings(label_smoothing=0.1).identity() != settings(label_smoothing=0.2).identity()
+    assert settings(drop_events=0.1).identity() != settings().identity()
     assert settings(cpu_minutes=2.0).identity() != settings(cpu_minutes=3.0).identity()
 
 

@@ -11,6 +11,17 @@ from training.settings import RunSettings
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class SecondSettings(RunSettings):
+    """What is tried of a second model."""
+
+    subject: ClassVar[str] = "setting of the fusion"
+    page: ClassVar[str] = "docs/training.md"
+
+    weights: tuple[_Weight, ...] = Field(
+        (0.3, 0.6, 1.0, 1.5, 2.5), min_length=1, description="tried on validation, each beside all others; 0 always is"
+    )
+
+
 class FusionSettings(RunSettings):
     """The whole of a fitting."""
 
@@ -27,3 +38,4 @@ class FusionSettings(RunSettings):
         (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), min_length=1, description="tried on validation; 0 always is"
     )
     evaluate_users: int = Field(8000, ge=1, description="at most so many, spread evenly")
+    second: SecondSettings = Field(SecondSettings(), description="of a second model, where one is given")

@@ -65,6 +65,28 @@ class Batch:
     target: npt.NDArray[np.bool_]
 
 
+def thinned(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
+    """Leave out events of a batch at random; those that stay close up.
+
+    Args:
+        batch: (B, n), every window with one event at least.
+        share: chance of an event to be left out; the newest of a window stays where it would be empty.
+        rng: of the draws.
+    """
+    real = batch.items >= 0
+    kept = real & (rng.random(real.shape) >= share)
+    empty = np.flatnonzero(~kept.any(axis=1))
+    kept[empty, real[empty].sum(axis=1) - 1] = True
+    counts = kept.sum(axis=1)
+    order = np.argsort(~kept, axis=1, kind="stable")[:, : int(counts.max())]
+    here = np.arange(order.shape[1]) < counts[:, None]
+
+    def moved(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.where(here, np.take_along_axis(values, order, axis=1), -1)
+
+    return Batch(moved(batch.items), moved(batch.positions), np.take_along_axis(batch.target, order, axis=1) & here)
+
+
 class BatchSampler:
     """An endless, seekable stream of batches; step s is a pure function of (seed, s).
 
@@ -76,12 +98,13 @@ class BatchSampler:
         max_history: longest input.
         tokens: padded positions per batch, over all ranks.
         seed: of the shuffles.
+        drop: share of the events that a step leaves out, drawn anew for each; a window keeps one at least.
 
     Raises:
         DataError: no user has a training event.
     """
 
-    def __init__(self, sequences: Sequences, *, max_history: int, tokens: int, seed: int) -> None:
+    def __init__(self, sequences: Sequences, *, max_history: int, tokens: int, seed: int, drop: float = 0.0) -> None:
         self._items = sequences.items
         self._windows = make_windows(sequences, max_history)
         if not len(self._windows.start):
@@ -93,6 +116,7 @@ class BatchSampler:
             )
         self._tokens = tokens
         self._seed = seed
+        self._drop = drop
         self._epoch = -1
         self._batches: list[npt.NDArray[np.int64]] = []
         self._first_step = 0
@@ -106,7 +130,8 @@ class BatchSampler:
         while True:
             self._seek(step)
             for rows in self._batches[step - self._first_step :]:
-                yield self.gather(rows)
+                batch = self.gather(rows)
+                yield thinned(batch, self._drop, np.random.default_rng([self._seed, step, 1])) if self._drop else batch
                 step += 1
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Batch:

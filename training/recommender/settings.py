@@ -84,11 +84,16 @@ class TrainSettings(RunSettings):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the loss of head and `flat` that follows items drawn evenly"
     )
+    drop_events: float = Field(0.0, ge=0, lt=1, description="share of a window's events that a step leaves out")
     threads: int = Field(0, ge=0, description="intra-op threads; 0 = torch's choice")
 
     def identity(self) -> str:
         """For a run's fingerprint; what came later does not show while it is off: earlier runs still count."""
-        later = {"cpu_minutes": self.cpu_minutes is None, "label_smoothing": self.label_smoothing == 0}
+        later = {
+            "cpu_minutes": self.cpu_minutes is None,
+            "label_smoothing": self.label_smoothing == 0,
+            "drop_events": self.drop_events == 0,
+        }
         hidden: dict[str, Any] = {name: True for name, off in later.items() if off}
         if self.teacher.kind not in {"sasrec", "ensemble"}:
             hidden["teacher"] = {"members", "seed"}

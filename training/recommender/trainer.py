@@ -217,6 +217,7 @@ class Trainer:
             max_history=self.config.max_history,
             tokens=settings.batch_tokens,
             seed=self.seed,
+            drop=settings.drop_events,
         )
         stream = sampler.batches_from(progress.step)
         if self.warm and progress.best < 0:

@@ -19,18 +19,27 @@ def command(
     state: Annotated[Path | None, typer.Option(help="Directory for event log, exposure log and histories.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer; see docs/operating.md.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Imported tables: their users' events join the histories before the start.")
     ] = None,
 ) -> None:
     """Answer over HTTP; config/windfire.reference.env explains the other settings."""
-    from serving.runner import run
     from serving.settings import read_settings
+    from serving.workers.folders import check_workers
 
-    settings = read_settings(registry=registry, state=state, host=host, port=port)
+    settings = read_settings(registry=registry, state=state, host=host, port=port, workers=workers)
+    check_workers(settings)
     if data is not None:
         _load_histories(settings, data)
-    run(settings)
+    if settings.workers == 1:
+        from serving.runner import run
+
+        run(settings)
+    else:
+        from serving.workers.supervisor import run_workers
+
+        run_workers(settings)
 
 
 def _load_histories(settings: Settings, data: Path) -> None:

@@ -145,20 +145,25 @@ def draft_head(
 def fusion(
     run: Annotated[Path, typer.Option(help="A finished run of `windfire train`; receives the folder fusion.")],
     data: Annotated[Path, typer.Option(help="The work directory that the run was trained on.")],
+    second: Annotated[
+        Path | None, typer.Option(help="A finished run of shape flat on the same data: scores the candidates, too.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of training.fusion.FusionSettings.")] = None,
 ) -> None:
-    """Fit the item-to-item table of the decoder `fused` to a run, its weight chosen on validation."""
+    """Fit what the decoder `fused` ranks by to a run: an item-to-item table, perhaps a second model, their weights."""
     from recsys.datasets.prepared import PreparedData
     from training.fusion.fitting import fit_fusion
     from training.fusion.settings import FusionSettings
 
     settings = FusionSettings() if config is None else FusionSettings.load(config)
-    manifest = fit_fusion(run, PreparedData.load(data), settings, show_progress=True)
-    values = manifest["validation"]["ndcg@10"]
+    manifest = fit_fusion(run, PreparedData.load(data), settings, second=second, show_progress=True)
+    validation = manifest["validation"]
     console = Console(highlight=False)
-    console.print(
-        f"{manifest['entries']:,} neighbours of {manifest['items']:,} items; valid NDCG@10 by weight: "
-        + ", ".join(f"{weight} {value:.4f}" for weight, value in values.items())
-    )
-    gained = f"weight {manifest['weight']:g}" if manifest["weight"] else "weight 0: `fused` will answer as `nezha`"
-    console.print(f"{gained} → {run / 'fusion'}", markup=False)
+    console.print(f"{manifest['entries']:,} neighbours of {manifest['items']:,} items; valid NDCG@10 by their weight:")
+    for name, values in {"0": validation["ndcg@10"], **validation.get("ndcg@10.second", {})}.items():
+        beside = "" if second is None else f"second model {name}: "
+        console.print(beside + ", ".join(f"{weight} {value:.4f}" for weight, value in values.items()))
+    kept = manifest.get("second", {"weight": 0})["weight"]
+    chosen = f"weight {manifest['weight']:g}" + (f", second model {kept:g}" if second is not None else "")
+    unused = "" if manifest["weight"] or kept else ": `fused` will answer as `nezha`"
+    console.print(f"{chosen}{unused} → {run / 'fusion'}", markup=False)

@@ -34,49 +34,58 @@ if TYPE_CHECKING:
 _RECORDS_PER_CHUNK: Final = 16_384
 _ANSWERS_PER_CHUNK: Final = 512  # of up to 500 items each
 _SHOWN: Final = ("event_id", "user_id", "item_id", "time", "scene", "request_id", "position")
+_DEPTHS: Final = ("", "*/", "*/worker-*/")  # of a log below the state of one server, of its workers, of several servers
 _NOTED: Final = (
     "propensity", "source", "score", "served_by", "decoder", "bundle_version", "catalog_version", "arms",
 )  # fmt: skip
 
 
 def open_event_log(source: Path, mapping_file: Path | None) -> SourceDataset:
-    """Open the folder of an `EventLog`, also while a server writes it.
+    """Open the folder of an `EventLog`, or all of them below a server's state, also while they are written.
 
     Args:
-        source: the folder.
+        source: the folder, the state of a server with or without workers, or a folder of such states.
         mapping_file: may name the files of items and users; says nothing about the events.
 
     Raises:
         InputError: the folder holds no log.
     """
-    _require_segments(source, "event log")
-    return _dataset(EventLogRows(source), _plan(), mapping_file)
+    logs = _logs(source, "events", "event log")
+    return _dataset(tuple(EventLogRows(log, name) for name, log in logs.items()), _plan(), mapping_file)
 
 
 def open_exposure_log(source: Path, mapping_file: Path | None) -> SourceDataset:
-    """Open the folder of an `ExposureLog`, also while a server writes it; every item shown is an impression.
+    """Open the folder of an `ExposureLog`, or all below a state; every item shown is an impression.
 
     Args:
-        source: the folder.
+        source: see `open_event_log`.
         mapping_file: may name the files of items and users; says nothing about the exposures.
 
     Raises:
         InputError: the folder holds no log.
     """
-    _require_segments(source, "exposure log")
-    return _dataset(ExposureRows(source), _impressions(), mapping_file)
+    logs = _logs(source, "exposures", "exposure log")
+    return _dataset(tuple(ExposureRows(log, name) for name, log in logs.items()), _impressions(), mapping_file)
 
 
-def _require_segments(source: Path, what: str) -> None:
-    if not source.is_dir() or not segment_files(source):
+def _logs(source: Path, folder: str, what: str) -> dict[str, Path]:
+    """The logs that a source means, by the names that reports give them."""
+    if source.is_dir() and segment_files(source):
+        return {source.name: source}
+    found = sorted(log for depth in _DEPTHS for log in source.glob(depth + folder) if segment_files(log))
+    if not found:
         raise InputError(
-            f"no {what} here", field="source", value=str(source), remedy="name the folder that holds the segments"
+            f"no {what} here",
+            field="source",
+            value=str(source),
+            remedy="name the folder that holds the segments, or the state of a server",
         )
+    return {str(log.relative_to(source)): log for log in found}
 
 
-def _dataset(rows: RowFile, plan: TablePlan, mapping_file: Path | None) -> SourceDataset:
+def _dataset(logs: tuple[RowFile, ...], plan: TablePlan, mapping_file: Path | None) -> SourceDataset:
     tables = {} if mapping_file is None else named_tables(load_mapping(mapping_file), mapping_file)
-    return SourceDataset(SourceTable((rows,), plan), items=tables.get("items"), users=tables.get("users"))
+    return SourceDataset(SourceTable(logs, plan), items=tables.get("items"), users=tables.get("users"))
 
 
 def _plan() -> TablePlan:
@@ -115,19 +124,15 @@ def _impressions() -> TablePlan:
 
 @dataclass(frozen=True, slots=True)
 class _Segments:
-    """A log's folder as a source."""
+    """A log's folder as a source, under the name that reports give it."""
 
     folder: Path
+    name: str
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The segments."""
         return tuple(path for _, path in segment_files(self.folder))
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """The records that are whole and were not erased, with their numbers."""

@@ -142,7 +142,7 @@ def test_ranking_without_weight_changes_nothing(seed: int, k: int) -> None:
     found = build_decoder(model, trie, prior=prior).decode(HISTORIES, k=ITEMS, beam=64, eligibility=Eligibility())
     reranker = Reranker(trie, prior)
     for ranked in found.ranked:
-        same = reranker.rank(ranked, np.random.default_rng(seed).random(ITEMS), weight=0.0, floor=FLOOR, k=k)
+        same = reranker.rank(ranked, 0.0 * np.random.default_rng(seed).random(ITEMS), k=k)
         assert same.items.tolist() == ranked.items[:k].tolist()
         assert same.scores.tolist() == ranked.scores[:k].tolist()
 
@@ -152,10 +152,9 @@ def test_ties_go_to_semantic_id_prior_and_index_and_added_items_stand_behind() -
     reranker = Reranker(SidTrie.build(codes, (3,)), np.array([9, 1, 1, 5, 1, 1]))
     found = Ranked(np.array([7, 0, 4, 6, 2, 3, 5, 1], np.int32), np.linspace(-1, -8, 8).astype(np.float32))
     # what makes up for every difference of the scores; float32 rounds the rest away
-    similarity = np.exp(np.linspace(0, 7, 8)) * 1e-3 - 1e-9
-    ranked = reranker.rank(found, similarity, weight=1.0, floor=1e-9, k=8)
+    ranked = reranker.rank(found, np.linspace(0, 7, 8) + 1e-9, k=8)
     assert np.ptp(ranked.scores) < 1e-5
-    equal = reranker.rank(Ranked(found.items, np.zeros(8)), np.zeros(8), weight=1.0, floor=FLOOR, k=8)
+    equal = reranker.rank(Ranked(found.items, np.zeros(8)), 2.0, k=8)
     assert equal.items.tolist() == [1, 5, 3, 2, 4, 0, 6, 7]
 
 

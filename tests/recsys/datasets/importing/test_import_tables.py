@@ -228,6 +228,23 @@ def test_the_event_log_is_read_back(place: Workplace) -> None:
     assert report.items == 4
 
 
+@pytest.mark.parametrize("depth", ["", "0/"])
+def test_the_event_logs_of_all_workers_are_read_as_one(place: Workplace, depth: str) -> None:
+    state = place.folder / "state"
+    for number, folder in enumerate(("events", "worker-0/events", "worker-1/events")):  # the first was alone once
+        log = EventLog(state / depth / folder)
+        rows = [
+            {"event_id": f"e{n}", "user_id": "ann", "item_id": f"i{n}", "time": 10 * n, "action": "click"}
+            for n in range(2 * number, 2 * number + 3)  # each begins with the last of the one before
+        ]
+        log.append(rows)
+        log.close()
+    report = place.take(state, "eventlog")
+    written = place.rows("events")
+    assert [(row["event_id"], row["seq"]) for row in written] == [(f"e{n}", n) for n in range(7)]
+    assert report.manifest.reasons == {"duplicate_event_id": 2}
+
+
 def test_the_exposure_log_is_read_back_as_impressions(place: Workplace) -> None:
     log = ExposureLog(place.folder / "exposures", segment_bytes=500)
     answer = Exposure(
