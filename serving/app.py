@@ -28,6 +28,7 @@ from serving.scopes import describe
 from serving.services import Services, State
 from serving.user_data import history_part, log_part
 from serving.user_routes import router as user_router
+from serving.workers.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -127,8 +128,11 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))
-    services.users.add(log_part("event", event_log.records))
-    services.users.add(log_part("exposure", exposure_log.records))
+    neighbours = Neighbours(settings)
+    services.users.add(log_part("event", event_log.records, neighbours))
+    services.users.add(log_part("exposure", exposure_log.records, neighbours))
+    answering = neighbours.answer(services.users.forget_own, services.users.empty_caches)
+    stack.push_async_callback(_cancel, asyncio.create_task(answering))
     removing = keep_removing(settings, event_log.records, exposure_log.records)
     stack.push_async_callback(_cancel, asyncio.create_task(removing))
     return services

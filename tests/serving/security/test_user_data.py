@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import threading
@@ -19,9 +20,11 @@ from starlette.testclient import TestClient
 
 from recsys.bundle import Registry
 from recsys.errors import UnavailableError
+from recsys.event_log import SegmentLog
 from serving.app import create_app
 from serving.settings import Settings
 from serving.user_data import Part, UserData
+from serving.workers.neighbours import Neighbours
 
 
 def rows(user: str, count: int = 3, **more: Any) -> list[dict[str, Any]]:
@@ -229,6 +232,59 @@ def test_more_erasures_than_may_wait_are_refused_and_one_that_nobody_waits_for_g
     assert erased == ["impatient", *(f"u{n}" for n in range(15)), "again"]
 
 
+@pytest.fixture
+def crew(synchronous: Settings) -> Iterator[list[TestClient]]:
+    """Two workers of one server, each with its own logs, and the folder of a third that is no more.
+
+    One process cannot open an embedded store twice, so that here, unlike elsewhere, each has one of its own.
+    """
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(3):
+            store = SecretStr(f"lmdb:{synchronous.state / f'store-{number}'}")
+            changes = {"workers": 2, "state": synchronous.state / f"worker-{number}", "history_store": store}
+            application = create_app(synchronous.model_copy(update=changes))
+            clients.append(stack.enter_context(TestClient(application)) if number < 2 else TestClient(application))
+        with clients[2]:
+            meet(clients[2], "ann")
+        for client in clients[:2]:
+            meet(client, "ann")
+            meet(client, "bob")
+        yield clients
+
+
+def test_one_worker_forgets_for_all(crew: list[TestClient], synchronous: Settings) -> None:
+    assert exported(crew[0], "ann")[-1]["counts"] == {"history": 3, "event": 9, "exposure": 3}
+    first = forgotten(crew[0], "ann")
+    assert (first["event"], first["exposure"]) == (9, 3)
+    for client in crew[:2]:
+        assert [row for row in exported(client, "ann")[:-1] if row["kind"] != "history"] == []
+        assert exported(client, "bob")[-1]["counts"] == {"history": 3, "event": 6, "exposure": 2}
+    held = b"".join(path.read_bytes() for path in synchronous.state.rglob("*.log"))
+    assert b"ann-" not in held
+    assert not list(synchronous.state.rglob("erasures/*"))
+
+
+def test_workers_that_ask_each_other_at_once_do_not_wait_for_ever(crew: list[TestClient]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(forgotten, client, "ann") for client in crew[:2]]
+        assert sum(one.result(60)["event"] for one in both) == 9
+    assert exported(crew[0], "ann")[-1]["counts"]["event"] == 0
+
+
+def test_a_worker_that_does_not_answer_is_no_success(synchronous: Settings) -> None:
+    deaf = SegmentLog(synchronous.state / "worker-1" / "events")
+    deaf.append([b'{"user_id":"ann"}'])
+    own = synchronous.model_copy(update={"workers": 2, "state": synchronous.state / "worker-0"})
+    neighbours = Neighbours(own, patience=0.1)
+    with pytest.raises(UnavailableError, match="does not answer"):
+        neighbours.forget("event", "ann")
+    (request,) = (synchronous.state / "worker-1" / "erasures").glob("*.json")
+    assert request.stat().st_mode & 0o777 == 0o600
+    deaf.close()
+    assert neighbours.forget("event", "ann") == 1  # nobody has it open any more
+
+
 def test_an_outage_of_the_store_is_an_error_and_no_half_export(server_settings: Settings) -> None:
     away = server_settings.model_copy(update={"history_store": SecretStr("redis://127.0.0.1:1/0")})
     with TestClient(create_app(away)) as client:
@@ -264,8 +320,8 @@ def test_an_erasure_beside_writers_loses_nothing_and_survives_kill_9(
         server.process.wait()
         cut_short.exception()  # answered or not
     sender.join(10)
-    with TestClient(create_app(Settings(registry=served_registry.root, state=server.state))) as client:
-        forgotten(client, "ann")
-        held = {row["event_id"] for row in exported(client, "bob") if row["kind"] == "event"}
+    with TestClient(create_app(Settings(registry=served_registry.root, state=server.state))) as after:
+        forgotten(after, "ann")
+        held = {row["event_id"] for row in exported(after, "bob") if row["kind"] == "event"}
         assert set(acknowledged) <= held
-        assert exported(client, "ann")[-1]["counts"]["event"] == 0
+        assert exported(after, "ann")[-1]["counts"]["event"] == 0
