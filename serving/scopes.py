@@ -45,6 +45,9 @@ SCOPES: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("DELETE", "/v1/items/{item_id}"): Scope.ADMIN,
     ("GET", f"/v1/users/{USER_ID}/export"): Scope.ADMIN,
     ("DELETE", f"/v1/users/{USER_ID}"): Scope.ADMIN,
+    ("GET", "/v1/admin/bundles"): Scope.ADMIN,
+    ("POST", "/v1/admin/bundles/reload"): Scope.ADMIN,
+    ("POST", "/v1/admin/bundles/rollback"): Scope.ADMIN,
 }
 """(method, path template) to what a key must have."""
 
