@@ -19,6 +19,10 @@ from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
 from serving.keys import open_ring
+from serving.ladder.fallback import Fallback
+from serving.ladder.keeper import FallbackKeeper
+from serving.ladder.ladder import Ladder
+from serving.ladder.metrics import LadderMetrics
 from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
@@ -135,12 +139,15 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     keeper: EngineKeeper | None = None
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
-    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    fallback = await _start_fallback(stack, settings, engine, keeper)
+    ladder = Ladder(settings, LadderMetrics(metrics.registry), engine, histories, fallback)
+    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper, ladder)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))
     neighbours = Neighbours(settings)
     services.users.add(log_part("event", event_log.records, neighbours))
     services.users.add(log_part("exposure", exposure_log.records, neighbours))
+    services.users.add_cache(ladder.forget)
     answering = neighbours.answer(services.users.forget_own, services.users.empty_caches)
     stack.push_async_callback(_cancel, asyncio.create_task(answering))
     removing = keep_removing(settings, event_log.records, exposure_log.records)
@@ -159,7 +166,11 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
 
     own = EngineMetrics(metrics.registry.values)
     engine = InProcessEngine(
-        own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
+        own,
+        queue_limit=settings.queue_limit,
+        batch_limit=settings.batch_limit,
+        torch_threads=settings.torch_threads,
+        small=settings.small_beam < settings.beam,
     )
     stack.callback(engine.close)
     watcher = BundleWatcher(settings, engine, own)
@@ -167,6 +178,18 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher
+
+
+async def _start_fallback(
+    stack: AsyncExitStack, settings: Settings, engine: Engine, keeper: EngineKeeper | None
+) -> Fallback:
+    """What answers without the engine; it is opened before the first request."""
+    fallback = Fallback(minimum=settings.fallback_minimum.total_seconds())
+    stack.callback(fallback.close)
+    tables = FallbackKeeper(settings, engine, keeper, fallback)
+    await tables.look()
+    stack.push_async_callback(_cancel, asyncio.create_task(tables.watch()))
+    return fallback
 
 
 async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:

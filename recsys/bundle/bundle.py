@@ -13,7 +13,6 @@ from recsys.bundle.external import EXTERNAL, ExternalModel
 from recsys.bundle.manifest import BundleManifest, check_sizes, verify_files, verify_once
 from recsys.catalog import Catalog, ItemIndex
 from recsys.catalog.arrays import load_array, load_json
-from recsys.decoding.trie import SidTrie
 from recsys.errors import DataError, VersionMismatchError
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from recsys.catalog.changes import Change
+    from recsys.decoding.trie import SidTrie
 
 ALL_SCENES: Final = ""
 """The scene under which popularity counts every scene together."""
@@ -142,6 +142,8 @@ class Bundle:
     @cached_property
     def trie(self) -> SidTrie:
         """The trie of the snapshot's semantic IDs: the model's frozen normaliser."""
+        from recsys.decoding.trie import SidTrie  # with Numba
+
         # in the order that decoders give the items of a leaf, so that they need no order of their own
         return SidTrie.build(self.codes, self.codebook_sizes).preferring(self.train_counts)
 
