@@ -115,6 +115,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         refusal: why the indexes could not be asked; there are no items then.
         more: whether a next page would have an item.
         arms: experiment to assigned arm.
+        times: seconds that filter, decode and slate took of the batch that it was part of; None = not known.
     """
 
     items: list[SlateItem]
@@ -128,6 +129,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     refusal: Refusal | None = None
     more: bool = False
     arms: dict[str, str] = msgspec.field(default_factory=dict)
+    times: tuple[float, float, float] | None = None
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):

@@ -107,6 +107,7 @@ class LiveItems:
         self._tried = False
         if decoder is not None:
             _ = self._catalogue  # now rather than in the first request
+        self._take(bundle.changes)
 
     @cached_property
     def _catalogue(self) -> LiveCatalogue:
@@ -178,6 +179,11 @@ class LiveItems:
     def apply(self, changes: Sequence[Change]) -> None:
         """Apply the next records of the log."""
         with self.guard:
+            self._take(changes)
+            self.sequence += len(changes)
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        if changes:
             touched: dict[int, Change] = {}
             unplaced = len(self.unplaced)
             vectors: dict[int, npt.NDArray[np.float32]] = {}
@@ -194,7 +200,6 @@ class LiveItems:
                 self._catalogue.restore(items[live])
                 self._catalogue.remove(items[~live])
             self._live.clear()
-            self.sequence += len(changes)
             if len(self.unplaced) > unplaced:
                 _log.warning("items_not_shown", count=len(self.unplaced), error=self.refused)
 

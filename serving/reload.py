@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
+import torch
 
 from recsys.bundle.loading import load_decoder, load_indexes
 from recsys.bundle.registry import Registry
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from recsys.decoding.decoder import Decoder
     from serving.engine import InProcessEngine
     from serving.item_changes import ItemChange, ItemChanged
+    from serving.lifecycle.warm_up import WarmUp
     from serving.live_items import LiveItems
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
@@ -199,11 +201,19 @@ class BundleWatcher:
 
     async def _load(self, version: str) -> BundleRecommender:
         """Load a version and let it answer the recorded requests."""
-        settings = self._settings
         started = time.perf_counter()
-        await asyncio.to_thread(self._log.settle)
-        recommender = await asyncio.to_thread(
-            load_recommender,
+        recommender, warmed = await asyncio.to_thread(self._loaded, version)
+        taken = round(time.perf_counter() - started, 3)
+        _log.info(
+            "bundle_warmed_up", version=version, seconds=taken, answered=warmed.answered, left_out=warmed.left_out
+        )
+        return recommender
+
+    def _loaded(self, version: str) -> tuple[BundleRecommender, WarmUp]:
+        settings = self._settings
+        torch.set_num_threads(settings.torch_threads)  # of this thread: the one that answers keeps its cores
+        self._log.settle()
+        recommender = load_recommender(
             self._registry,
             version,
             decoder=settings.decoder,
@@ -219,13 +229,7 @@ class BundleWatcher:
             cold=ColdPrior(settings.cold_penalty, settings.cold_lift),
         )
         recorded = self._recent.recorded(time.time_ns() // 1_000)
-        seconds = settings.warmup_time.total_seconds()
-        warmed = await asyncio.to_thread(warm_up, recommender, recorded, seconds=seconds)
-        taken = round(time.perf_counter() - started, 3)
-        _log.info(
-            "bundle_warmed_up", version=version, seconds=taken, answered=warmed.answered, left_out=warmed.left_out
-        )
-        return recommender
+        return recommender, warm_up(recommender, recorded, seconds=settings.warmup_time.total_seconds())
 
     def _exchange(self, recommender: BundleRecommender, version: str) -> None:
         """Let a loaded version answer; `_deploy` follows."""

@@ -46,6 +46,7 @@ from serving.schemas import (
     SimilarRequest,
 )
 from serving.services import Services, services_of
+from serving.timing import EXPOSURE, FEATURES, timed, timed_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -138,6 +139,7 @@ async def metrics(services: ServicesOf) -> Response:
     return Response(await services.figures(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@timed_engine
 async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAnswer]) -> EngineAnswer:
     """Wait for an answer; a client that goes away takes its request out of the engine's queue.
 
@@ -220,6 +222,7 @@ class _History(NamedTuple):
     missing: str | None = None
 
 
+@timed(FEATURES)
 async def _history(body: RecommendRequest, services: Services, deadline: Deadline) -> _History:
     """The history in the body, else the stored one, else none."""
     if body.history is not None:
@@ -318,6 +321,7 @@ def _exposure(
     )
 
 
+@timed(EXPOSURE)
 async def _expose(services: Services, exposure: Exposure) -> None:
     """Queue the exposure; where the settings ask for it, wait until it is on the disk."""
     try:

@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     engine_minimum: DurationOrZero = timedelta(milliseconds=5)
     engine_calls: Annotated[int, Ge(1)] = 256
     history_minimum: DurationOrZero = timedelta(milliseconds=1)
-    fallback_reserve: DurationOrZero = timedelta(milliseconds=20)
+    fallback_reserve: DurationOrZero = timedelta(milliseconds=50)
     fallback_minimum: DurationOrZero = timedelta(milliseconds=2)
     request_limit: Annotated[int, Ge(1)] = 1_000
     breaker_failures: Annotated[int, Ge(1)] = 5
@@ -159,7 +159,6 @@ class Settings(BaseSettings):
     warmup_time: Duration = timedelta(seconds=10)
     gate_tolerances: Tolerances = {EVERY_OTHER: TOLERANCE}
     gate_incomparable: Incomparable = "pass"
-    admin_routes: bool = False
     reload_timeout: Duration = timedelta(seconds=60)
     cold_penalty: Annotated[float, Ge(0), Le(20)] = 0.0
     cold_lift: Annotated[float, Ge(0), Le(20)] = 0.0
@@ -177,6 +176,8 @@ class Settings(BaseSettings):
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO
+    slow_request: Duration = timedelta(seconds=1)
+    tracing: bool = False
 
     @property
     def catalog_directory(self) -> Path:

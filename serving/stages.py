@@ -6,6 +6,7 @@ fills only the places that the ones before it left open. Eligibility is applied 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
@@ -124,6 +125,7 @@ class BundleRecommender:
             return self._finish(plan)
 
     def _recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        began = time.perf_counter()
         plans = [self._plan(without_itself(request)) for request in requests]
         groups: dict[tuple[int, int, bool, bool], list[_Plan]] = {}
         for plan in plans:
@@ -133,11 +135,15 @@ class BundleRecommender:
                 request = plan.request
                 key = id(plan.slate.shared), _asked(request), self.items.newer(plan.history), request.small
                 groups.setdefault(key, []).append(plan)
+        planned = time.perf_counter()
         if self._decoder is not None:
             for group in groups.values():
                 for plan, ranked in zip(group, self._decode(self._decoder, group), strict=True):
                     plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
-        return [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
+        decoded = time.perf_counter()
+        answers = [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
+        times = planned - began, decoded - planned, time.perf_counter() - decoded
+        return [msgspec.structs.replace(answer, times=times) for answer in answers]
 
     def _plan(self, request: EngineRequest) -> _Plan:
         rows = self.items.rows

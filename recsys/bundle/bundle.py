@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow.parquet as pq
 
+from recsys.bundle.compaction import folded_of
 from recsys.bundle.external import EXTERNAL, ExternalModel
 from recsys.bundle.manifest import BundleManifest, check_sizes, verify_files, verify_once
 from recsys.catalog import Catalog, ItemIndex
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from recsys.catalog.changes import Change
     from recsys.decoding.trie import SidTrie
 
 ALL_SCENES: Final = ""
@@ -144,6 +146,15 @@ class Bundle:
 
         # in the order that decoders give the items of a leaf, so that they need no order of their own
         return SidTrie.build(self.codes, self.codebook_sizes).preferring(self.train_counts)
+
+    @property
+    def changes(self) -> list[Change]:
+        """What of the catalogue log is folded into it, in its order; together with the snapshot its catalogue.
+
+        Raises:
+            CorruptionError: see `recsys.catalog.folding.read_folded`.
+        """
+        return [change for _, change in folded_of(self.path, self.manifest).records]
 
     @property
     def model_config_path(self) -> Path:

