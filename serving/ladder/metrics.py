@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge
+from serving.worker_values import Counter, Gauge
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from serving.worker_values import Registry
 
 
 class LadderMetrics:
@@ -23,7 +23,7 @@ class LadderMetrics:
         kept: answers in the cache.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self.fallbacks = Counter(
             "windfire_fallback", "Answers made without the engine.", ["tier", "reason"], registry=registry
         )
