@@ -76,3 +76,9 @@ class UnavailableError(WindfireError):
 
     code = "unavailable"
     retryable = True
+
+
+class GateError(WindfireError):
+    """A bundle measures worse than the one that is served, by more than is allowed."""
+
+    code = "gate_refused"

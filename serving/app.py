@@ -18,6 +18,7 @@ from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
@@ -83,7 +84,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     app.include_router(router)
     app.include_router(item_router)
     app.include_router(user_router)
-    install(app, [*router.routes, *item_router.routes, *user_router.routes])
+    if settings.admin_routes:
+        app.include_router(admin_router)
+    install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
     _declare_scopes(app)
     app.state.metrics = metrics
     app.add_middleware(BodyLimit)

@@ -33,6 +33,9 @@ SCOPES: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("DELETE", "/v1/items/{item_id}"): Scope.ADMIN,
     ("GET", "/v1/users/{user_id:path}/export"): Scope.ADMIN,
     ("DELETE", "/v1/users/{user_id:path}"): Scope.ADMIN,
+    ("GET", "/v1/admin/bundles"): Scope.ADMIN,
+    ("POST", "/v1/admin/bundles/reload"): Scope.ADMIN,
+    ("POST", "/v1/admin/bundles/rollback"): Scope.ADMIN,
 }
 """(method, path template) to what a key must have."""
 

@@ -81,6 +81,8 @@ class Services:
             bundle_version=versions.bundle if versions else None,
             catalog_version=versions.catalog if versions else None,
             decoder=versions.decoder if versions else None,
+            canary_version=versions.canary if versions else None,
+            shadow_version=versions.shadow if versions else None,
         )
 
 

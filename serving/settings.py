@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from feature_store.opening import LMDB, RedisAddress
 from feature_store.store import CLOCK_SKEW
 from recsys.backends import EngineName
+from recsys.bundle.gate import EVERY_OTHER, TOLERANCE, Gate, Incomparable
 from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
 
@@ -68,6 +69,13 @@ def _from_json(value: Any) -> Any:
         raise ValueError('must be a JSON list such as ["click","cart"]') from None
 
 
+def _table_from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        raise ValueError('must be a JSON object such as {"valid.ndcg@10":0.02,"*":0.05}') from None
+
+
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value  # an empty path would be the current directory
 
@@ -96,6 +104,7 @@ PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 ServerUrl = Annotated[str, AfterValidator(_server)]
 # Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
 Actions = Annotated[tuple[str, ...], MinLen(1), NoDecode, BeforeValidator(_from_json)]
+Tolerances = Annotated[dict[str, Annotated[float, Ge(0), Le(1)]], NoDecode, BeforeValidator(_table_from_json)]
 
 
 class Settings(BaseSettings):
@@ -131,6 +140,12 @@ class Settings(BaseSettings):
     batch_limit: Annotated[int, Ge(1)] = 8
     bundle_poll: Duration = timedelta(seconds=2)
     catalog_log: PathOrNone = None
+    warmup_requests: Annotated[int, Ge(0), Le(1_000)] = 64
+    warmup_time: Duration = timedelta(seconds=10)
+    gate_tolerances: Tolerances = {EVERY_OTHER: TOLERANCE}
+    gate_incomparable: Incomparable = "pass"
+    admin_routes: bool = False
+    reload_timeout: Duration = timedelta(seconds=60)
     cold_penalty: Annotated[float, Ge(0), Le(20)] = 0.0
     cold_lift: Annotated[float, Ge(0), Le(20)] = 0.0
     event_clock_skew: Annotated[DurationOrZero, AfterValidator(_in_step)] = timedelta(minutes=5)
@@ -149,6 +164,11 @@ class Settings(BaseSettings):
     log_level: LogLevel = LogLevel.INFO
     slow_request: Duration = timedelta(seconds=1)
     tracing: bool = False
+
+    @property
+    def gate(self) -> Gate:
+        """What a new bundle must keep to be served."""
+        return Gate(self.gate_tolerances, self.gate_incomparable)
 
 
 def read_settings(**given: Any) -> Settings:

@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "train": ("train", "Fit a model."),
     "index": ("index", "Build nearest-item indexes of a work directory."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
+    "bundles": ("bundles", "Canary, shadow, promotion and rollback of bundles, and their reports."),
     "export-vllm": ("export_vllm", "Write a bundle's model as vLLM loads it."),
     "serve": ("serve", "Answer over HTTP."),
     "engine": ("engine", "Decode for one or several servers, in a process of its own."),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from recsys.bundle.bundle import ALL_SCENES, RETRIEVAL
 from recsys.bundle.external import EXTERNAL
 from recsys.bundle.fusion import FUSION, copy_fusion
+from recsys.bundle.gate import basis_of
 from recsys.bundle.loading import load_model
 from recsys.bundle.manifest import BundleManifest, TrainingData
 from recsys.bundle.provenance import code_version
@@ -92,6 +93,7 @@ def publish_run(
             training=training_data(data.sequences, work),
             code_version=code_version(),
             metrics=run_manifest["metrics"],
+            measured_on=basis_of(data, run_manifest["settings"]),
             config={"settings": run_manifest["settings"], "seed": run_manifest["seed"]},
         )
 

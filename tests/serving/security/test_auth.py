@@ -20,6 +20,7 @@ from serving.auth import Authenticate
 from serving.errors import ErrorBody
 from serving.item_routes import router as item_router
 from serving.keys import KeyRing, Scope
+from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import Metrics
 from serving.routes import router
 from serving.scopes import SCOPES, ScopeTable
@@ -43,17 +44,17 @@ def filled(template: str) -> str:
 def declared(client: TestClient) -> set[tuple[str, str]]:
     """Every (method, template) that the application answers."""
     application: Any = client.app
-    listed = [*application.routes, *router.routes, *item_router.routes, *user_router.routes]
+    listed = [*application.routes, *router.routes, *item_router.routes, *user_router.routes, *admin_router.routes]
     routes = [route for route in listed if isinstance(route, Route)]
     return {(method, route.path) for route in routes for method in route.methods or ()}
 
 
-def test_every_route_declares_its_scope_and_nothing_else_does(client: TestClient) -> None:
-    document: dict[str, dict[str, Any]] = client.get("/openapi.json").json()["paths"]
+def test_every_route_declares_its_scope_and_nothing_else_does(guarded: TestClient) -> None:
+    document: dict[str, dict[str, Any]] = guarded.get("/openapi.json").json()["paths"]
     public = {(method.upper(), path) for path, operations in document.items() for method in operations}
     templates = {(method, path.replace(":path", "")) for method, path in SCOPES}
     assert public <= templates  # a router that nobody named here is in the document all the same
-    assert declared(client) == set(SCOPES)
+    assert declared(guarded) == set(SCOPES)
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), CLOSED)
@@ -139,7 +140,7 @@ closed = "not declared"
 )
 def test_the_table_knows_a_path_as_the_router_does(path: str, method: str) -> None:
     connection = {"type": "http", "path": f"/{path}", "method": method}
-    listed = [*router.routes, *item_router.routes, *user_router.routes]
+    listed = [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes]
     routes = [route for route in listed if isinstance(route, Route) and route.matches(connection)[0] is Match.FULL]
     wanted: list[Scope | str | None] = [SCOPES[method, route.path] for route in routes[:1]]
     rules: dict[str, Any] = ScopeTable().rules(f"/{path}")
