@@ -12,12 +12,17 @@ from fastapi import FastAPI
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
-from serving.auth import Authenticate, open_ring, watch
+from serving.auth import Authenticate, watch
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.keys import open_ring
+from serving.ladder.fallback import Fallback
+from serving.ladder.keeper import FallbackKeeper
+from serving.ladder.ladder import Ladder
+from serving.ladder.metrics import LadderMetrics
 from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
@@ -30,7 +35,7 @@ from serving.tracing import start_tracing
 from serving.user_data import history_part, log_part
 from serving.user_routes import router as user_router
 from serving.watching import RequestWatch
-from serving.workers.erasing import join_erasures
+from serving.workers.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +59,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         values: where metrics are kept by one of several workers.
 
     Raises:
-        ConfigError: see `serving.auth.open_ring` and `serving.tracing.start_tracing`.
+        ConfigError: see `serving.keys.open_ring` and `serving.tracing.start_tracing`.
     """
     metrics = Metrics(values)
     ring = open_ring(settings)
@@ -84,10 +89,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     app.include_router(router)
     app.include_router(item_router)
     app.include_router(user_router)
-    if settings.admin_routes:
-        app.include_router(admin_router)
+    app.include_router(admin_router)
     install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
-    _declare_scopes(app)
+    _declare_scopes(app, keys=ring is not None)
     app.state.metrics = metrics
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
@@ -96,14 +100,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     return app
 
 
-def _declare_scopes(app: FastAPI) -> None:
+def _declare_scopes(app: FastAPI, *, keys: bool) -> None:
     """Let the OpenAPI document say which key each operation wants."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
         made = app.openapi_schema is None
         document = plain()
-        return describe(document) if made else document
+        return describe(document, keys=keys) if made else document
 
     app.openapi = described  # type: ignore[method-assign]
 
@@ -135,17 +139,17 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     keeper: EngineKeeper | None = None
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
-    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    fallback = await _start_fallback(stack, settings, engine, keeper)
+    ladder = Ladder(settings, LadderMetrics(metrics.registry), engine, histories, fallback)
+    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper, ladder)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))
-    logs = [log_part("event", event_log.records), log_part("exposure", exposure_log.records)]
-    for part in logs:
-        services.users.add(part)
-    if settings.workers > 1:
-        erasures = join_erasures(settings, {part.name: part.forget for part in logs}, services.users.clear_caches)
-        for part in erasures.parts():
-            services.users.add(part)
-        stack.push_async_callback(_cancel, asyncio.create_task(erasures.follow()))
+    neighbours = Neighbours(settings)
+    services.users.add(log_part("event", event_log.records, neighbours))
+    services.users.add(log_part("exposure", exposure_log.records, neighbours))
+    services.users.add_cache(ladder.forget)
+    answering = neighbours.answer(services.users.forget_own, services.users.empty_caches)
+    stack.push_async_callback(_cancel, asyncio.create_task(answering))
     removing = keep_removing(settings, event_log.records, exposure_log.records)
     stack.push_async_callback(_cancel, asyncio.create_task(removing))
     return services
@@ -162,7 +166,11 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
 
     own = EngineMetrics(metrics.registry.values)
     engine = InProcessEngine(
-        own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
+        own,
+        queue_limit=settings.queue_limit,
+        batch_limit=settings.batch_limit,
+        torch_threads=settings.torch_threads,
+        small=settings.small_beam < settings.beam,
     )
     stack.callback(engine.close)
     watcher = BundleWatcher(settings, engine, own)
@@ -170,6 +178,18 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher
+
+
+async def _start_fallback(
+    stack: AsyncExitStack, settings: Settings, engine: Engine, keeper: EngineKeeper | None
+) -> Fallback:
+    """What answers without the engine; it is opened before the first request."""
+    fallback = Fallback(minimum=settings.fallback_minimum.total_seconds())
+    stack.callback(fallback.close)
+    tables = FallbackKeeper(settings, engine, keeper, fallback)
+    await tables.look()
+    stack.push_async_callback(_cancel, asyncio.create_task(tables.watch()))
+    return fallback
 
 
 async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:

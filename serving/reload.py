@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
+import torch
 
 from recsys.bundle.loading import load_decoder, load_indexes
 from recsys.bundle.registry import Registry
@@ -36,12 +37,10 @@ if TYPE_CHECKING:
     from recsys.decoding.decoder import Decoder
     from serving.engine import InProcessEngine
     from serving.item_changes import ItemChange, ItemChanged
+    from serving.lifecycle.warm_up import WarmUp
     from serving.live_items import LiveItems
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
-
-CATALOG_LOG: Final = "catalog_log"
-"""Folder of the catalogue log in a registry, unless the settings name another."""
 
 _WAITING: Final = 1_000  # changes of items
 _FOLLOW: Final = 0.5  # seconds between two looks into the catalogue log while nobody asks
@@ -56,6 +55,7 @@ def load_recommender(
     decoder: str,
     engine: str,
     beam: int,
+    small_beam: int | None = None,
     markers: Path,
     retrieval: bool = True,
     search: bool = True,
@@ -72,6 +72,7 @@ def load_recommender(
         decoder: its name, or `auto`.
         engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
+        small_beam: the same where the full beam would be late; None = never fewer.
         markers: directory that remembers which files were verified on this host.
         retrieval: whether to open the bundle's indexes.
         search: whether to load the text encoder that belongs to them.
@@ -90,7 +91,9 @@ def load_recommender(
     else:
         chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     indexes = load_indexes(bundle, encoder=search) if retrieval else None
-    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes, log=log, cold=cold)
+    recommender = BundleRecommender(
+        bundle, chosen, beam=beam, small_beam=small_beam, retrieval=indexes, log=log, cold=cold
+    )
     recommender.items.follow()
     smoke(recommender, bundle.catalog.index.ids(bundle.popular(None)[:3]))
     return recommender
@@ -115,7 +118,7 @@ class BundleWatcher:
         self._engine = engine
         self._metrics = metrics
         self._lifecycle = LifecycleMetrics(metrics.registry)
-        self._log = CatalogLog(settings.catalog_log or settings.registry / CATALOG_LOG)
+        self._log = CatalogLog(settings.catalog_directory)
         self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write, limit=_WAITING)
         self._main: BundleRecommender | None = None
         self._retries = Retries(settings.bundle_poll.total_seconds())
@@ -198,16 +201,25 @@ class BundleWatcher:
 
     async def _load(self, version: str) -> BundleRecommender:
         """Load a version and let it answer the recorded requests."""
-        settings = self._settings
         started = time.perf_counter()
-        await asyncio.to_thread(self._log.settle)
-        recommender = await asyncio.to_thread(
-            load_recommender,
+        recommender, warmed = await asyncio.to_thread(self._loaded, version)
+        taken = round(time.perf_counter() - started, 3)
+        _log.info(
+            "bundle_warmed_up", version=version, seconds=taken, answered=warmed.answered, left_out=warmed.left_out
+        )
+        return recommender
+
+    def _loaded(self, version: str) -> tuple[BundleRecommender, WarmUp]:
+        settings = self._settings
+        torch.set_num_threads(settings.torch_threads)  # of this thread: the one that answers keeps its cores
+        self._log.settle()
+        recommender = load_recommender(
             self._registry,
             version,
             decoder=settings.decoder,
             engine=settings.engine,
             beam=settings.beam,
+            small_beam=settings.small_beam,
             markers=shared_state(settings) / "verified",
             retrieval=settings.retrieval,
             search=settings.search,
@@ -217,13 +229,7 @@ class BundleWatcher:
             cold=ColdPrior(settings.cold_penalty, settings.cold_lift),
         )
         recorded = self._recent.recorded(time.time_ns() // 1_000)
-        seconds = settings.warmup_time.total_seconds()
-        warmed = await asyncio.to_thread(warm_up, recommender, recorded, seconds=seconds)
-        taken = round(time.perf_counter() - started, 3)
-        _log.info(
-            "bundle_warmed_up", version=version, seconds=taken, answered=warmed.answered, left_out=warmed.left_out
-        )
-        return recommender
+        return recommender, warm_up(recommender, recorded, seconds=settings.warmup_time.total_seconds())
 
     def _exchange(self, recommender: BundleRecommender, version: str) -> None:
         """Let a loaded version answer; `_deploy` follows."""

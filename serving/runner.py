@@ -11,7 +11,8 @@ import uvicorn
 
 from recsys.errors import UnavailableError
 from serving.app import create_app
-from serving.draining import DrainingProtocol, DrainingServer
+from serving.connections import connection_limits, guarded_protocol
+from serving.draining import DrainingServer
 from serving.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ def uvicorn_config(settings: Settings, values: WorkerValues | None = None) -> uv
         settings: of the server, or of the worker.
         values: see `create_app`.
     """
+    app = create_app(settings, values=values)
     return uvicorn.Config(
-        create_app(settings, values=values),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=DrainingProtocol,
+        http=guarded_protocol(connection_limits(settings, app.state.metrics)),
         ws="none",
         lifespan="on",
         access_log=False,

@@ -117,8 +117,10 @@ def _check_reason(reason: str) -> None:
 def _moved(registry: Registry, kind: str, before: str | None, version: str, said: dict[str, Any]) -> None:
     now = datetime.now(UTC).isoformat()
     line = json.dumps({"time": now, "kind": kind, "from": before, "to": version, **said}, ensure_ascii=False)
-    with (registry.root / MOVES).open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
+    with (registry.root / MOVES).open("a+b") as file:
+        file.seek(0)
+        torn = not file.read().endswith(b"\n") and file.tell() > 0  # a writer was killed
+        file.write(b"\n" * torn + f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
     (registry.root / CANARY).unlink(missing_ok=True)

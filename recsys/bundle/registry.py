@@ -227,6 +227,6 @@ class Registry:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for path in folder.glob(".staged-*"):
                 shutil.rmtree(path)
-            for path in self.root.glob(".CURRENT.*.tmp"):
+            for path in self.root.glob(".*.tmp"):
                 path.unlink()
             yield

@@ -1,4 +1,4 @@
-"""The routes that move CURRENT and say when every worker has followed; mounted by WINDFIRE_ADMIN_ROUTES."""
+"""The routes that move CURRENT and say when every worker has followed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from recsys.bundle.pointers import CANARY, SHADOW, read_share
 from recsys.bundle.promotion import promote, roll_back
 from recsys.bundle.registry import Registry
 from recsys.errors import GateError, InputError, WindfireError
-from serving.errors import MALFORMED, TOO_LARGE, UNAVAILABLE, ErrorBody, Problem, documented, envelope, json_response
+from serving.errors import (
+    FORBIDDEN,
+    MALFORMED,
+    TOO_LARGE,
+    UNAVAILABLE,
+    Problem,
+    documented,
+    envelope,
+    json_response,
+)
 from serving.lifecycle.admin_schemas import BundlesAnswer, MovedAnswer, ReloadRequest, RollbackRequest
 from serving.lifecycle.admin_scope import admin_scope
 from serving.lifecycle.workers import live_workers
@@ -40,10 +49,10 @@ NOTHING_BEFORE: Final = Problem(409, "nothing_before", False, "There is no versi
 WORKERS_MISSING: Final = Problem(
     504, "workers_missing", True, "CURRENT is set, but these workers do not run it: they refuse it, or are not done."
 )
-_FORBIDDEN: Final[dict[int | str, dict[str, Any]]] = {
-    403: {"model": ErrorBody, "description": "The client may not ask this."}
-}
 
+_MOVING: Final = (
+    MALFORMED, TOO_LARGE, FORBIDDEN, UNKNOWN_VERSION, BAD_BUNDLE, NOTHING_BEFORE, WORKERS_MISSING, UNAVAILABLE,
+)  # fmt: skip
 router = APIRouter(dependencies=[Depends(admin_scope)])
 ServicesOf = Annotated[Services, Depends(services_of)]
 
@@ -51,7 +60,7 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 @router.get(
     "/v1/admin/bundles",
     response_model=BundlesAnswer,
-    responses={**documented(BAD_BUNDLE, UNAVAILABLE), **_FORBIDDEN},
+    responses=documented(BAD_BUNDLE, FORBIDDEN, UNAVAILABLE),
     tags=["administration"],
 )
 async def bundles(services: ServicesOf) -> Response:
@@ -65,19 +74,7 @@ async def bundles(services: ServicesOf) -> Response:
 @router.post(
     "/v1/admin/bundles/reload",
     response_model=MovedAnswer,
-    responses={
-        **documented(
-            MALFORMED,
-            TOO_LARGE,
-            UNKNOWN_VERSION,
-            GATE_REFUSED,
-            BAD_BUNDLE,
-            NOTHING_BEFORE,
-            WORKERS_MISSING,
-            UNAVAILABLE,
-        ),
-        **_FORBIDDEN,
-    },
+    responses=documented(GATE_REFUSED, *_MOVING),
     tags=["administration"],
 )
 async def reload(body: ReloadRequest, services: ServicesOf) -> Response:
@@ -96,10 +93,7 @@ async def reload(body: ReloadRequest, services: ServicesOf) -> Response:
 @router.post(
     "/v1/admin/bundles/rollback",
     response_model=MovedAnswer,
-    responses={
-        **documented(MALFORMED, TOO_LARGE, UNKNOWN_VERSION, BAD_BUNDLE, NOTHING_BEFORE, WORKERS_MISSING, UNAVAILABLE),
-        **_FORBIDDEN,
-    },
+    responses=documented(*_MOVING),
     tags=["administration"],
 )
 async def rollback(body: RollbackRequest, services: ServicesOf) -> Response:

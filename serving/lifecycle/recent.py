@@ -59,6 +59,18 @@ class Recorded(msgspec.Struct, frozen=True, array_like=True):
 _decoder: Final = msgspec.msgpack.Decoder(list[Recorded])
 
 
+def _bare(request: EngineRequest) -> EngineRequest:
+    """What is kept of a request, without a copy of its history."""
+    return EngineRequest(
+        history=request.history,
+        n=request.n,
+        time=request.time,
+        scene=request.scene,
+        conditions=request.conditions,
+        exclude_seen=request.exclude_seen,
+    )
+
+
 class RecentRequests:
     """A ring of the newest requests, in memory and in a file.
 
@@ -84,14 +96,14 @@ class RecentRequests:
             return
         for request in requests:
             if request.seek is None and request.allow is None:
-                self._ring.append(replace(request, request_id=None, unit=None, deny=()))
+                self._ring.append(_bare(request))
                 self._noted += 1
                 self._next = now + _GAP
                 return
 
     def recorded(self, now: int) -> list[EngineRequest]:
         """What is kept, oldest first, to be asked again at a time, UTC microseconds."""
-        return [replace(request, time=now, deadline=None) for request in list(self._ring)]
+        return [replace(request, time=now) for request in list(self._ring)]
 
     def save(self) -> None:
         """Write the file, if something came since the last time; a disk that refuses is logged."""

@@ -30,6 +30,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         host: its name.
         pid: of the process, on its host.
+        number: of the engine in its process, from 1.
         born: when the process began, in the kernel's words; tells it from a later one with its number.
         beat: UTC seconds of its last sign of life.
         bundle: the version that answers; None before the first.
@@ -45,6 +46,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     born: str
     beat: float
+    number: int = 1
     bundle: str | None = None
     refused_version: str | None = None
     refused_stamp: str | None = None
@@ -59,8 +61,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """`<host>-<pid>`."""
-        return f"{self.host}-{self.pid}"
+        """`<host>-<pid>`; a further engine of the same process has its number behind."""
+        return f"{self.host}-{self.pid}" + (f"-{self.number}" if self.number > 1 else "")
 
 
 _decoder: Final = msgspec.json.Decoder(WorkerReport)
@@ -78,7 +80,8 @@ class Reporter:
     def __init__(self, registry: Path, *, clock: Callable[[], float] = time.time, host: str | None = None) -> None:
         self._clock = clock
         self._report = WorkerReport(host=host or _host(), pid=os.getpid(), born=born(os.getpid()), beat=0.0)
-        self._path = registry / WORKERS / f"{self._report.name}.json"
+        self._folder = registry / WORKERS
+        self._claimed = False
         self._lock = threading.Lock()
         self._failed = self._closed = False
 
@@ -91,7 +94,12 @@ class Reporter:
         """Remove the report."""
         with self._lock, suppress(OSError):
             self._closed = True
-            self._path.unlink()
+            if self._claimed:
+                self._path.unlink()
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._report.name}.json"
 
     def _say(self, changes: dict[str, str | None]) -> None:
         report = msgspec.structs.replace(self._report, **changes)
@@ -99,9 +107,9 @@ class Reporter:
         if self._closed or (report == self._report and 0 <= now - report.beat < BEAT):
             return
         self._report = msgspec.structs.replace(report, beat=now)
-        temporary = self._path.with_suffix(".tmp")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            temporary = self._path.with_suffix(".tmp")
             temporary.write_bytes(msgspec.json.encode(self._report))  # not flushed: a lost one is written again
             temporary.replace(self._path)
         except OSError as error:
@@ -110,6 +118,15 @@ class Reporter:
             self._failed = True
         else:
             self._failed = False
+
+    def _claim(self) -> None:
+        """Take a name that no other engine of this process has; what an earlier process left under it is replaced."""
+        if self._claimed:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while (held := _read(self._path)) is not None and (held.pid, held.born) == (os.getpid(), self._report.born):
+            self._report = msgspec.structs.replace(self._report, number=self._report.number + 1)
+        self._claimed = True
 
 
 def live_workers(registry: Path, *, now: float | None = None, host: str | None = None) -> list[WorkerReport]:
@@ -126,9 +143,8 @@ def live_workers(registry: Path, *, now: float | None = None, host: str | None =
     now, host = time.time() if now is None else now, host or _host()
     found = []
     for path in sorted((registry / WORKERS).glob("*.json")):
-        try:
-            report = _decoder.decode(path.read_bytes())
-        except (OSError, msgspec.DecodeError):  # just removed, or half a file of a crashed machine
+        report = _read(path)
+        if report is None:
             continue
         if report.host != host:
             if now - report.beat < _SILENT:
@@ -139,6 +155,13 @@ def live_workers(registry: Path, *, now: float | None = None, host: str | None =
             with suppress(OSError):
                 path.unlink()
     return sorted(found, key=lambda report: report.name)
+
+
+def _read(path: Path) -> WorkerReport | None:
+    try:
+        return _decoder.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):  # just removed, or half a file of a crashed machine
+        return None
 
 
 def born(pid: int) -> str:

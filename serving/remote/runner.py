@@ -56,6 +56,7 @@ async def _run(settings: Settings, path: Path) -> None:
             queue_limit=settings.queue_limit,
             batch_limit=settings.batch_limit,
             torch_threads=settings.torch_threads,
+            small=settings.small_beam < settings.beam,
         )
         stack.push_async_callback(asyncio.to_thread, engine.close)
         watcher = BundleWatcher(settings, engine, metrics)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from recsys.errors import UnavailableError
+from serving.keys import open_ring
 from serving.logs import configure_logs
 from serving.metrics import CrewMetrics
 from serving.worker_values import PARENT, WorkerValues, clean
@@ -47,11 +48,12 @@ def run_workers(settings: Settings) -> None:
     """Serve with several workers until SIGTERM or SIGINT; SIGHUP replaces all of them, one after the other.
 
     Raises:
-        ConfigError: see `check_workers`.
+        ConfigError: see `check_workers` and `serving.keys.open_ring`.
         OSError: the address cannot be listened on.
         UnavailableError: no worker could start, or another server has the state.
     """
     check_workers(settings)
+    open_ring(settings)  # what it refuses here it need not refuse in every worker
     configure_logs(settings.log_level)
     with alone(settings.state), bound(settings.host, settings.port) as listening, Signals() as signals:
         host, port = listening.getsockname()[:2]

@@ -257,8 +257,8 @@ def test_every_error_is_in_the_openapi_document(client: TestClient) -> None:
     reference = {"$ref": "#/components/schemas/ErrorBody"}
     for path in ("/v1/recommend", "/v1/events"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "413", "422", "500", "503"}
-        for status in ("413", "422", "500", "503"):
+        assert set(responses) == {"200", "401", "403", "413", "422", "429", "500", "503"}
+        for status in ("401", "403", "413", "422", "429", "500", "503"):
             assert responses[status]["content"] == {"application/json": {"schema": reference}}
     assert set(document["paths"]["/readyz"]["get"]["responses"]) == {"200", "500", "503"}
     assert "HTTPValidationError" not in document["components"]["schemas"]

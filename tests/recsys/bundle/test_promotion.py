@@ -146,6 +146,9 @@ def test_a_move_ends_the_canary_and_half_a_line_is_left_out(registry: Registry) 
     with (registry.root / "moves.jsonl").open("a") as file:
         file.write('{"time": "20')
     assert len(moves(registry)) == 1
+    promote(registry, "v1", Gate({}))
+    assert [move["to"] for move in moves(registry)] == ["v2", "v1"]
+    promote(registry, "v2", Gate({}))
     with pytest.raises(InputError, match="served to everybody already"):
         write_share(registry, CANARY, Share("v2", 0.1, "salt"))
 

@@ -12,8 +12,10 @@ from starlette.testclient import TestClient
 
 from recsys.bundle.pointers import CANARY, Share, write_share
 from recsys.bundle.promotion import moves
+from recsys.storage import write_bytes_atomically
 from serving.app import create_app
 from serving.engine import InProcessEngine
+from serving.keys import Scope, encode_keys, new_key
 from serving.lifecycle.admin_schemas import BundlesAnswer, MovedAnswer
 from serving.lifecycle.workers import WorkerReport
 from serving.metrics import EngineMetrics
@@ -25,7 +27,7 @@ HERE = ("127.0.0.1", 50_000)
 
 @pytest.fixture
 def admin(versions: Any, server_settings: Settings) -> Iterator[TestClient]:
-    changes = {"registry": versions.registry.root, "bundle_poll": timedelta(milliseconds=20), "admin_routes": True}
+    changes = {"registry": versions.registry.root, "bundle_poll": timedelta(milliseconds=20)}
     with TestClient(create_app(server_settings.model_copy(update=changes)), client=HERE) as client:
         yield client
 
@@ -96,7 +98,7 @@ def test_workers_that_do_not_follow_are_named(admin: TestClient, versions: Any) 
 
 def test_without_a_worker_nobody_claims_success(versions: Any, server_settings: Settings) -> None:
     idle = InProcessEngine(EngineMetrics(), queue_limit=1, batch_limit=1, torch_threads=1)
-    settings = server_settings.model_copy(update={"registry": versions.registry.root, "admin_routes": True})
+    settings = server_settings.model_copy(update={"registry": versions.registry.root})
     with TestClient(create_app(settings, engine=idle), client=HERE) as client:
         answer = client.post(RELOAD, json={"version": versions.good, "wait_seconds": 0})
     assert (answer.status_code, answer.json()["message"]) == (504, f"{versions.good} is set; no worker reports")
@@ -136,17 +138,23 @@ def test_the_state_names_all_pointers(admin: TestClient, versions: Any) -> None:
 
 @pytest.mark.parametrize("client", [("10.0.0.7", 1), ("testclient", 1), ("::ffff:10.0.0.7", 1)])
 def test_other_machines_are_turned_away(versions: Any, server_settings: Settings, client: tuple[str, int]) -> None:
-    settings = server_settings.model_copy(update={"registry": versions.registry.root, "admin_routes": True})
+    settings = server_settings.model_copy(update={"registry": versions.registry.root})
     with TestClient(create_app(settings), client=client) as other:
         asks: list[Callable[[], Any]] = [
             lambda: other.get("/v1/admin/bundles"),
             lambda: other.post(RELOAD, json={"version": versions.good}),
             lambda: other.post(ROLLBACK, json={}),
         ]
-        assert [ask().status_code for ask in asks] == [403] * 3
+        assert [(ask().status_code, ask().json()["code"]) for ask in asks] == [(403, "forbidden")] * 3
     assert versions.registry.current() == versions.old
 
 
-def test_without_the_setting_there_are_no_such_routes(client: TestClient) -> None:
-    assert client.post(RELOAD, json={}).status_code == 404
-    assert not [path for path in client.get("/openapi.json").json()["paths"] if "admin" in path]
+def test_a_key_with_the_scope_may_ask_from_anywhere(versions: Any, server_settings: Settings, tmp_path: Path) -> None:
+    made = [new_key(name, (Scope(name),)) for name in ("admin", "recommend")]
+    write_bytes_atomically(tmp_path / "keys", encode_keys([stored for stored, _ in made]), mode=0o600)
+    settings = server_settings.model_copy(update={"registry": versions.registry.root, "keys_file": tmp_path / "keys"})
+    with TestClient(create_app(settings), client=("10.0.0.7", 1)) as client:
+        admin, other = [{"Authorization": f"Bearer {key}"} for _, key in made]
+        asked = [client.get("/v1/admin/bundles", headers=each) for each in ({}, other, admin)]
+        assert [answer.status_code for answer in asked] == [401, 403, 200]
+        assert client.post(RELOAD, json={}, headers=admin).status_code == 200

@@ -41,7 +41,7 @@ def test_dead_processes_and_reused_numbers_are_recognised(tmp_path: Path) -> Non
     alive = put(tmp_path)
     put(tmp_path, pid=process.pid, born="5")
     assert live_workers(tmp_path, host="here") == [alive]
-    assert [path.name for path in (tmp_path / "workers").iterdir()] == [f"here-{os.getpid()}.json"]
+    assert [path.name for path in (tmp_path / "workers").iterdir()] == [f"{alive.name}.json"]
     put(tmp_path, born="1")
     assert live_workers(tmp_path, host="here") == []
 
@@ -72,3 +72,15 @@ def test_a_registry_that_cannot_be_written_is_logged_once(
     reporter.say(bundle="v2")
     reporter.close()
     assert [line["event"] for line in log_lines] == ["worker_not_reported"]
+
+
+def test_engines_of_one_process_have_names_of_their_own(tmp_path: Path) -> None:
+    one, other, third = (Reporter(tmp_path) for _ in range(3))
+    one.say(bundle="v1")
+    other.say(bundle="v2")
+    assert [report.bundle for report in live_workers(tmp_path)] == ["v1", "v2"]
+    third.close()
+    one.close()
+    assert [(report.bundle, report.number) for report in live_workers(tmp_path)] == [("v2", 2)]
+    other.say(bundle="v3")
+    assert [report.bundle for report in live_workers(tmp_path)] == ["v3"]

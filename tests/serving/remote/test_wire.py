@@ -77,7 +77,7 @@ requests = st.builds(
     request_id=st.none() | text,
     unit=st.none() | text,
 )
-versions = st.builds(EngineVersions, text, text, text)
+versions = st.builds(EngineVersions, text, text, text, st.none() | text, st.none() | text)
 items = st.builds(SlateItem, text, st.floats(allow_nan=False), text, st.none() | text)
 counts = st.builds(EngineCounts, numbers, numbers, numbers, numbers)
 answers = st.builds(
@@ -92,6 +92,7 @@ answers = st.builds(
     numbers,
     st.none() | st.sampled_from(["unknown_item", "no_index", "no_encoder"]),
     st.booleans(),
+    st.dictionaries(text, text, max_size=2),
 )
 values = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | text
 micros_or_none = st.none() | st.integers(0, 10**17)
