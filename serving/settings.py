@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     engine_minimum: DurationOrZero = timedelta(milliseconds=5)
     engine_calls: Annotated[int, Ge(1)] = 256
     history_minimum: DurationOrZero = timedelta(milliseconds=1)
-    fallback_reserve: DurationOrZero = timedelta(milliseconds=20)
+    fallback_reserve: DurationOrZero = timedelta(milliseconds=50)
     fallback_minimum: DurationOrZero = timedelta(milliseconds=2)
     request_limit: Annotated[int, Ge(1)] = 1_000
     breaker_failures: Annotated[int, Ge(1)] = 5

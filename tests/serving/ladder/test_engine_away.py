@@ -51,6 +51,7 @@ def test_an_engine_that_stalls_comes_back_and_dies_is_never_missed(
         update={
             "engine_socket": engine.socket,
             "deadline": timedelta(seconds=2),
+            "fallback_reserve": timedelta(seconds=0.5),
             "breaker_failures": 1,
             "breaker_pause": timedelta(seconds=0.2),
         }
@@ -119,6 +120,6 @@ def test_under_load_no_request_fails_and_the_model_is_back_soon(
             while not (after := await load(client, 1)).keys() & {"nezha", "nezha_small"}:
                 assert time.monotonic() < latest, after
             assert before.keys() & {"nezha", "nezha_small"}
-            assert set(during) == {"item_to_item"}
+            assert set(during) <= {"item_to_item", "popular_memory"}  # the latter where a busy machine has no time
 
     asyncio.run(scenario())
