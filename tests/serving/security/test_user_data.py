@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -325,3 +326,16 @@ def test_an_erasure_beside_writers_loses_nothing_and_survives_kill_9(
         held = {row["event_id"] for row in exported(after, "bob") if row["kind"] == "event"}
         assert set(acknowledged) <= held
         assert exported(after, "ann")[-1]["counts"]["event"] == 0
+
+
+@pytest.mark.faults
+def test_real_workers_forget_together(start_server: Any, tmp_path: Path) -> None:
+    server = start_server(WINDFIRE_WORKERS="2", WINDFIRE_HISTORY_STORE=f"lmdb:{tmp_path / 'store'}")
+    for number in range(30):  # a connection each, so that both workers get some
+        response = httpx.post(f"{server.url}/v1/events", json={"events": rows(f"ann-{number}", 1, user_id="ann")})
+        assert response.json()["accepted"] == 1
+    erased = httpx.delete(f"{server.url}/v1/users/ann", timeout=60).json()["erased"]
+    assert (erased["history"], erased["event"]) == (30, 30)
+    held = b"".join(path.read_bytes() for path in server.state.rglob("*.log"))
+    assert held.count(b'"action":"click"') == held.count(b"ann") == 0
+    assert not list(server.state.rglob("erasures/*"))
