@@ -14,6 +14,7 @@ import msgspec
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from recsys.retrieval.settings import VectorsName  # msgspec reads the annotations
+from serving.layout import Layout
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class EngineRequest:
         exclude_seen: whether no item of the history may be shown.
         deadline: monotonic seconds by which decoding must begin for the answer to be of use; None = whenever.
         seek: ask the indexes instead; history and scene are not looked at then.
+        layout: what the slate may look like.
+        shown: item ids of the pages before; none of these is shown again.
         request_id: joins what is written down about the answer; None = nothing is.
         unit: who is drawn into arms: the user, else the request; None = nobody.
     """
@@ -71,12 +74,14 @@ class EngineRequest:
     exclude_seen: bool = True
     deadline: float | None = None
     seek: Seek | None = None
+    layout: Layout = field(default_factory=Layout)
+    shown: Sequence[str] = ()
     request_id: str | None = None
     unit: str | None = None
 
 
 class SlateItem(msgspec.Struct, frozen=True, array_like=True):
-    """One item of an answer; scores do not rise within one source."""
+    """One item of an answer; scores do not rise within one source unless the request wants diversity."""
 
     item_id: str
     score: float
@@ -102,10 +107,11 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         decoder: the decoder that ran, None where none was needed.
         bundle_version: the bundle that everything in the answer comes from.
         catalog_version: its catalog.
-        truncated: fewer than n items are eligible.
+        truncated: fewer than n items are eligible, or the caps let no more in.
         counts: what was done with the request's ids.
         ineligible: items that the last look at the slate took out; a fault if it is not 0.
         refusal: why the indexes could not be asked; there are no items then.
+        more: whether a next page would have an item.
         arms: experiment to assigned arm.
     """
 
@@ -118,6 +124,7 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     counts: EngineCounts
     ineligible: int = 0
     refusal: Refusal | None = None
+    more: bool = False
     arms: dict[str, str] = msgspec.field(default_factory=dict)
 
 

@@ -210,6 +210,10 @@ class LiveItems:
         """Whether an item came after the snapshot."""
         return bool((items >= len(self._bundle.catalog)).any())
 
+    def prefixes(self, items: Items) -> list[npt.NDArray[np.int64]]:
+        """For each level of a semantic ID, (m,) number of the beginning up to there; -1 = none that the model knows."""
+        return self._catalogue.paths(items.astype(np.int64))
+
     def shared(self, conditions: CatalogFilter, now: int) -> Shared:
         """What matches a filter and may be shown at a time, UTC microseconds."""
         mask = self.rows.mask(conditions, now)

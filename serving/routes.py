@@ -28,7 +28,9 @@ from serving.errors import (
     envelope,
     json_response,
 )
+from serving.layout import Layout
 from serving.middleware import REQUEST_ID, TIER
+from serving.paging import Page
 from serving.schemas import (
     EventsAnswer,
     EventsRequest,
@@ -54,6 +56,7 @@ _log = structlog.stdlib.get_logger(__name__)
 _BODY_ERRORS = documented(MALFORMED, TOO_LARGE, UNAVAILABLE)
 _SEARCH_ERRORS = documented(MALFORMED, TOO_LARGE, NOT_IN_BUNDLE, UNAVAILABLE)
 _SIMILAR_ERRORS = documented(MALFORMED, TOO_LARGE, UNKNOWN_ITEM, NOT_IN_BUNDLE, UNAVAILABLE)
+_AS_RANKED: Final = Layout()
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
@@ -62,13 +65,14 @@ async def recommend(body: RecommendRequest, request: Request, services: Services
     """Recommend items to a known user, behind an inline history, or to anybody."""
     now, deadline = time.time_ns() // 1_000, _deadline(services)
     history = await _history(body, services)
-    request_id = request.scope[REQUEST_ID]
-    wanted = _engine_request(body, history, now, deadline, request_id)
+    page = body.cursor or Page(request.scope[REQUEST_ID])
+    wanted = _engine_request(body, history, page, now, deadline)
     answer = await _unless_gone(request, services.engine.recommend(wanted))
     request.scope[TIER] = answer.served_by.value
-    _count(services, answer, request_id)
-    await _expose(services, _exposure(answer, request_id, now, user_id=body.user_id, scene=body.scene))
-    return json_response(_answer_body(body, history, answer, request_id))
+    _count(services, answer, request.scope[REQUEST_ID])
+    shown = _exposure(answer, page, now, user_id=body.user_id, scene=body.scene, layout=wanted.layout)
+    await _expose(services, shown)
+    return json_response(_answer_body(body, history, answer, page))
 
 
 @router.post("/v1/similar", response_model=FoundAnswer, responses=_SIMILAR_ERRORS, tags=["retrieval"])
@@ -162,7 +166,7 @@ async def _found(body: SimilarRequest | SearchRequest, seek: Seek, request: Requ
     if answer.refusal is not None:
         return _REFUSED[answer.refusal]()
     _count(services, answer, request_id)
-    await _expose(services, _exposure(answer, request_id, now))
+    await _expose(services, _exposure(answer, Page(request_id), now))
     items = _answer_items(answer)
     return json_response(
         {
@@ -221,13 +225,11 @@ async def _history(body: RecommendRequest, services: Services) -> _History:
     return _History(recent_items(reading), HistorySource.STORE)
 
 
-def _engine_request(
-    body: RecommendRequest, history: _History, now: int, deadline: float, request_id: str
-) -> EngineRequest:
-    filters = body.filters
+def _engine_request(body: RecommendRequest, history: _History, page: Page, now: int, deadline: float) -> EngineRequest:
+    filters, caps = body.filters, body.caps
     return EngineRequest(
         history=history.items,
-        n=body.n,
+        n=min(body.n, page.left),
         time=now,
         scene=body.scene,
         conditions=_conditions(filters),
@@ -235,14 +237,16 @@ def _engine_request(
         deny=filters.deny,
         exclude_seen=body.exclude_seen,
         deadline=deadline,
-        request_id=request_id,
-        unit=body.user_id or request_id,
+        layout=Layout(caps.brand, caps.category, caps.category_depth, body.diversity),
+        shown=page.shown,
+        request_id=page.request_id,
+        unit=body.user_id or page.request_id,
     )
 
 
-def _answer_items(answer: EngineAnswer) -> list[dict[str, Any]]:
+def _answer_items(answer: EngineAnswer, first: int = 0) -> list[dict[str, Any]]:
     items = []
-    for position, item in enumerate(answer.items):
+    for position, item in enumerate(answer.items, first):
         shown = {"item_id": item.item_id, "position": position, "score": item.score, "source": item.source}
         if item.title is not None:
             shown["title"] = item.title
@@ -250,16 +254,18 @@ def _answer_items(answer: EngineAnswer) -> list[dict[str, Any]]:
     return items
 
 
-def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer, request_id: str) -> dict[str, Any]:
-    items, counts = _answer_items(answer), answer.counts
+def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer, page: Page) -> dict[str, Any]:
+    items, counts = _answer_items(answer, len(page.shown)), answer.counts
+    following = page.next([item.item_id for item in answer.items]) if answer.more and items else None
     return {
-        "request_id": request_id,
+        "request_id": page.request_id,
         "served_by": answer.served_by.value,
         "decoder": answer.decoder,
         "bundle_version": answer.bundle_version,
         "catalog_version": answer.catalog_version,
         "arms": answer.arms,
-        "truncated": answer.truncated,
+        "truncated": len(items) < body.n,
+        "next_cursor": None if following is None else following.cursor(),
         "history_source": history.source.value,
         "history_missing": history.missing,
         "items": items,
@@ -275,15 +281,22 @@ def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer
 
 
 def _exposure(
-    answer: EngineAnswer, request_id: str, now: int, *, user_id: str | None = None, scene: str | None = None
+    answer: EngineAnswer,
+    page: Page,
+    now: int,
+    *,
+    user_id: str | None = None,
+    scene: str | None = None,
+    layout: Layout = _AS_RANKED,
 ) -> Exposure:
+    first = len(page.shown)
     return Exposure(
-        request_id=request_id,
+        request_id=page.request_id,
         user_id=user_id,
         time=now,
         scene=scene,
         items=[item.item_id for item in answer.items],
-        positions=list(range(len(answer.items))),
+        positions=list(range(first, first + len(answer.items))),
         scores=[item.score for item in answer.items],
         sources=[item.source for item in answer.items],
         propensities=[1.0] * len(answer.items),  # the ranking draws nothing at random
@@ -292,6 +305,9 @@ def _exposure(
         bundle_version=answer.bundle_version,
         catalog_version=answer.catalog_version,
         arms=answer.arms,
+        page=page.number,
+        caps=layout.described(),
+        diversity=layout.diversity,
     )
 
 

@@ -6,19 +6,19 @@ fills only the places that the ones before it left open. Eligibility is applied 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from recsys.bundle.bundle import ALL_SCENES
+from serving.arranging import arranged, opened
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
 from serving.live_items import LiveItems, Shared
 from serving.recheck import SlateCheck
 from serving.schemas import MAX_HISTORY, ServedBy
 from serving.seeking import fill_from_history, fill_from_indexes, without_itself
-from serving.slate import Slate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from recsys.decoding.decoder import Decoder, Ranked
     from recsys.retrieval.folder import Retrieval
     from serving.engine import Refusal
+    from serving.slate import Slate
 
     Items = npt.NDArray[np.int32]
 
@@ -104,7 +105,7 @@ class BundleRecommender:
             if len(plan.history) and plan.request.seek is None:
                 # The decoder takes one bitset per batch; k is shared so that a batch never changes an answer. A history
                 # with a new item is read another way: it stays among its like.
-                key = id(plan.slate.shared), plan.request.n, self.items.newer(plan.history)
+                key = id(plan.slate.shared), _asked(plan.request), self.items.newer(plan.history)
                 groups.setdefault(key, []).append(plan)
         for group in groups.values():
             for plan, ranked in zip(group, self._decode(group), strict=True):
@@ -116,7 +117,8 @@ class BundleRecommender:
         found = rows.lookup(request.history)
         known = found[found >= 0]
         denied = rows.lookup(request.deny)
-        excluded = [denied[denied >= 0], *([known] if request.exclude_seen else [])]
+        shown = rows.lookup(request.shown)
+        excluded = [denied[denied >= 0], shown[shown >= 0], *([known] if request.exclude_seen else [])]
         shared = self.items.shared(request.conditions, request.time)
         unknown = int((denied < 0).sum())
         if request.allow is not None:
@@ -131,11 +133,11 @@ class BundleRecommender:
             history_cut=max(0, len(known) - MAX_HISTORY),
             filter_unknown=unknown,
         )
-        slate = Slate(request.n, shared.items, np.concatenate(excluded))
+        slate = opened(request, shared.items, np.concatenate(excluded), self.items)
         return _Plan(request, self.items.readable(known[-MAX_HISTORY:]), shared, slate, counts)
 
     def _decode(self, group: list[_Plan]) -> list[Ranked]:
-        n = group[0].request.n
+        n = _asked(group[0].request)
         eligibility = self.items.eligibility(group[0].shared, [plan.slate.excluded for plan in group])
         histories = [plan.history for plan in group]
         return self._decoder.decode(histories, k=n, beam=max(self._beam, n), eligibility=eligibility).ranked
@@ -172,6 +174,9 @@ class BundleRecommender:
 
     def _finish(self, plan: _Plan) -> EngineAnswer:
         self._fill(plan)
+        if plan.request.layout.diversity:
+            plan = replace(plan, slate=arranged(plan.slate, plan.request, self._bundle, self.items))
+            self._fill(plan)  # the caps may have passed over too many
         return self._answer(plan, self._tier(plan), self._decoder.name if len(plan.history) else None)
 
     def _sought(self, plan: _Plan) -> EngineAnswer:
@@ -201,7 +206,13 @@ class BundleRecommender:
             counts=plan.counts,
             ineligible=len(rows) - len(items),
             refusal=refusal,
+            more=request.seek is None and self._leaves_any(slate),
         )
+
+    def _leaves_any(self, slate: Slate) -> bool:
+        """Whether a next page would have an item; a slate that is not full had all that the sources have."""
+        full = not slate.open
+        return (full or slate.caps is not None) and slate.leaves_any(self._everything, len(self.items.rows))
 
     def _tier(self, plan: _Plan) -> ServedBy:
         """The tier of the first item; of an empty slate, the tier that was asked first."""
@@ -209,6 +220,11 @@ class BundleRecommender:
         if first is None:
             return ServedBy.NEZHA if len(plan.history) else ServedBy.POPULAR_MEMORY
         return ServedBy.NEZHA if first == self._decoder.name else ServedBy(first)
+
+
+def _asked(request: EngineRequest) -> int:
+    """How many candidates the decoder is asked for."""
+    return request.layout.candidates(request.n)
 
 
 def _add_ranking(slate: Slate, ranking: Items, source: str, *, behind: int = 0) -> None:

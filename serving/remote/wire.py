@@ -16,6 +16,7 @@ from recsys.catalog import CatalogFilter
 from recsys.errors import InputError, WindfireError
 from serving.engine import EngineAnswer, EngineRequest, EngineVersions, Seek  # msgspec reads the annotations
 from serving.item_changes import ItemChange, ItemChanged  # likewise
+from serving.layout import Layout  # likewise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,6 +71,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     deny: list[str]
     exclude_seen: bool
     seek: Seek | None = None
+    layout: Layout = Layout()
+    shown: list[str] = []
     request_id: str | None = None
     unit: str | None = None
 
@@ -93,6 +96,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             _listed(request.deny),
             request.exclude_seen,
             request.seek,
+            request.layout,
+            _listed(request.shown),
             request.request_id,
             request.unit,
         )
@@ -114,6 +119,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             exclude_seen=self.exclude_seen,
             deadline=None if self.budget is None else min(now, self.sent) + self.budget,
             seek=self.seek,
+            layout=self.layout,
+            shown=self.shown,
             request_id=self.request_id,
             unit=self.unit,
         )

@@ -224,7 +224,10 @@ def naive_eligible(bundle: Bundle, request: EngineRequest) -> set[str]:
             not conditions.categories
             or any(tuple((row["category_path"] or [])[: len(path)]) == path for path in conditions.categories)
         )
-        and (conditions.price_min_micros is None or (row["price_micros"] or -1) >= conditions.price_min_micros)
+        and (
+            conditions.price_min_micros is None
+            or (-1 if row["price_micros"] is None else row["price_micros"]) >= conditions.price_min_micros
+        )
         and (
             conditions.price_max_micros is None
             or (-1 if row["price_micros"] is None else row["price_micros"]) in range(conditions.price_max_micros + 1)
