@@ -1,14 +1,18 @@
-"""What caps and diversity cost the engine behind the decoder.
+"""What caps, diversity and paging cost behind the decoder.
 
 `python -m benchmarks.slate_cost` prints microseconds per slate, the same ranked candidates laid out in four ways in
 turn: as they are, under caps, with diversity, with both. The items are made up: vectors of 64 and 384 dimensions, 1,000
 brands, 600 categories in three levels; one in ten has no collaborative vector, so that both kinds are compared.
+
+A second table shows what every answer pays for its next page: whether there is one, without a filter and with one that
+half of the items match, and the cursor that names what was shown.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -22,6 +26,8 @@ from recsys.catalog.live_rows import LiveRows
 from serving.arranging import arranged, opened
 from serving.engine import EngineRequest
 from serving.layout import Layout
+from serving.paging import Page
+from serving.slate import Slate
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -85,6 +91,29 @@ def _microseconds(made: _Items, layout: Layout, n: int, ranked: npt.NDArray[np.i
     return seconds * 1e6
 
 
+def _paging(items: int, n: int, rounds: int) -> list[float]:
+    """Medians of looking for more without and with a mask, and of a cursor; microseconds."""
+    rng = np.random.default_rng(9)
+    excluded = rng.choice(items, 50, replace=False).astype(np.int32)
+    slates = [Slate(n, mask, excluded, list(range(n))) for mask in (None, rng.random(items) < 0.5)]
+    popular = rng.permutation(items).astype(np.int32)
+    page = Page(f"{rng.integers(2**62):032x}")
+    shown = [f"B{number:09d}" for number in rng.integers(0, 10**9, n).tolist()]
+    times: list[list[float]] = [[], [], []]
+    for _ in range(rounds):
+        marks = [time.perf_counter()]
+        for slate in slates:
+            slate.leaves_any(popular, items)
+            marks.append(time.perf_counter())
+        following = page.next(shown)
+        if following is not None:
+            following.cursor()
+        marks.append(time.perf_counter())
+        for column, (before, after) in zip(times, pairwise(marks), strict=True):
+            column.append((after - before) * 1e6)
+    return [median(values[rounds // 10 :]) for values in times]
+
+
 def main(
     rounds: Annotated[int, typer.Option(min=10, help="Slates per layout and length.")] = 500,
     items: Annotated[int, typer.Option(min=1_000, help="Items of the catalogue.")] = 100_000,
@@ -100,7 +129,12 @@ def main(
                 times[name].append(_microseconds(made, layout, n, ranked))
         figures = [f"{median(values[rounds // 10 :]):.0f}" for values in times.values()]
         table.add_row(str(n), str(_LAYOUTS["both"].candidates(n)), *figures)
-    Console(highlight=False).print(table)
+    pages = Table("items", "more, no filter, µs", "more, filter, µs", "cursor, µs")
+    for n in (10, 20, 50, 100):
+        pages.add_row(str(n), *(f"{value:.1f}" for value in _paging(items, n, rounds)))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(pages)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def mmr(alike: Floats, *, diversity: float, wanted: int, n: int, caps: Caps | No
         diversity: 0..1.
         wanted: candidates that were asked for, at least m; ranks are counted in it.
         n: items to choose.
-        caps: count what is chosen; None = none.
+        caps: of an empty slate; count what is chosen. None = none.
         items: (m,) item indices, best first.
 
     Returns:
@@ -77,9 +77,14 @@ def mmr(alike: Floats, *, diversity: float, wanted: int, n: int, caps: Caps | No
         if value[place] == -np.inf:
             break
         value[place] = -np.inf
-        if caps is None or caps.take(tuple(int(of[place]) for of in numbers)):
-            chosen.append(place)
-            np.maximum(nearest, alike[place], out=nearest)
+        chosen.append(place)
+        np.maximum(nearest, alike[place], out=nearest)
+        if caps is not None:
+            groups = tuple(int(of[place]) for of in numbers)
+            caps.take(groups)
+            for of, group, full in zip(numbers, groups, caps.full(groups), strict=True):
+                if full:
+                    value[of == group] = -np.inf
     return chosen
 
 

@@ -100,15 +100,18 @@ class Caps:
 
     def take(self, groups: tuple[int, ...]) -> bool:
         """Count an item of these groups; False, and nothing is counted, where one of them is full."""
-        limits, counts = self._limits, self._counts
-        if any(of.get(group, 0) >= limit for group, limit, of in zip(groups, limits, counts, strict=True)):
+        if any(self.full(groups)):
             return False
-        for group, limit, of, full in zip(groups, limits, counts, self._full, strict=True):
+        for group, limit, of, full in zip(groups, self._limits, self._counts, self._full, strict=True):
             if group >= 0:
                 of[group] = of.get(group, 0) + 1
                 if of[group] == limit:
                     full.append(group)
         return True
+
+    def full(self, groups: tuple[int, ...]) -> list[bool]:
+        """Whether each of an item's groups has its share."""
+        return [of.get(group, 0) >= limit for group, limit, of in zip(groups, self._limits, self._counts, strict=True)]
 
     def _open(self, numbers: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.bool_]:
         taken = [np.isin(of, full) for of, full in zip(numbers, self._full, strict=True)]

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
 
-CATALOG_LOG: Final = "catalog_log"
-"""Folder of the catalogue log in a registry, unless the settings name another."""
-
 _WAITING: Final = 1_000  # changes of items
 _FOLLOW: Final = 0.5  # seconds between two looks into the catalogue log while nobody asks
 _SAVE: Final = 30.0  # seconds between two writes of the recent requests
@@ -58,6 +55,7 @@ def load_recommender(
     decoder: str,
     engine: str,
     beam: int,
+    small_beam: int | None = None,
     markers: Path,
     retrieval: bool = True,
     search: bool = True,
@@ -74,6 +72,7 @@ def load_recommender(
         decoder: its name, or `auto`.
         engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
+        small_beam: the same where the full beam would be late; None = never fewer.
         markers: directory that remembers which files were verified on this host.
         retrieval: whether to open the bundle's indexes.
         search: whether to load the text encoder that belongs to them.
@@ -92,7 +91,9 @@ def load_recommender(
     else:
         chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     indexes = load_indexes(bundle, encoder=search) if retrieval else None
-    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes, log=log, cold=cold)
+    recommender = BundleRecommender(
+        bundle, chosen, beam=beam, small_beam=small_beam, retrieval=indexes, log=log, cold=cold
+    )
     recommender.items.follow()
     smoke(recommender, bundle.catalog.index.ids(bundle.popular(None)[:3]))
     return recommender
@@ -117,7 +118,7 @@ class BundleWatcher:
         self._engine = engine
         self._metrics = metrics
         self._lifecycle = LifecycleMetrics(metrics.registry)
-        self._log = CatalogLog(settings.catalog_log or settings.registry / CATALOG_LOG)
+        self._log = CatalogLog(settings.catalog_directory)
         self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write, limit=_WAITING)
         self._main: BundleRecommender | None = None
         self._retries = Retries(settings.bundle_poll.total_seconds())
@@ -218,6 +219,7 @@ class BundleWatcher:
             decoder=settings.decoder,
             engine=settings.engine,
             beam=settings.beam,
+            small_beam=settings.small_beam,
             markers=shared_state(settings) / "verified",
             retrieval=settings.retrieval,
             search=settings.search,

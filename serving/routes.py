@@ -28,6 +28,7 @@ from serving.errors import (
     envelope,
     json_response,
 )
+from serving.ladder.deadline import Deadline, DeadlineMs
 from serving.layout import Layout
 from serving.middleware import REQUEST_ID, TIER
 from serving.paging import Page
@@ -45,6 +46,7 @@ from serving.schemas import (
     SimilarRequest,
 )
 from serving.services import Services, services_of
+from serving.timing import EXPOSURE, FEATURES, timed, timed_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -61,13 +63,17 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 
 
 @router.post("/v1/recommend", response_model=RecommendAnswer, responses=_BODY_ERRORS, tags=["recommend"])
-async def recommend(body: RecommendRequest, request: Request, services: ServicesOf) -> Response:
+async def recommend(
+    body: RecommendRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
+) -> Response:
     """Recommend items to a known user, behind an inline history, or to anybody."""
-    now, deadline = time.time_ns() // 1_000, _deadline(services)
-    history = await _history(body, services)
+    now, deadline = time.time_ns() // 1_000, Deadline.within(deadline_ms, services.settings)
+    history = await _history(body, services, deadline)
     page = body.cursor or Page(request.scope[REQUEST_ID])
-    wanted = _engine_request(body, history, page, now, deadline)
-    answer = await _unless_gone(request, services.engine.recommend(wanted))
+    wanted = _engine_request(body, history, page, now, deadline.engine)
+    ladder = services.ladder
+    answering = ladder.recommend(wanted, deadline, user_id=body.user_id, history_missing=history.missing)
+    answer = await _unless_gone(request, answering)
     request.scope[TIER] = answer.served_by.value
     _count(services, answer, request.scope[REQUEST_ID])
     shown = _exposure(answer, page, now, user_id=body.user_id, scene=body.scene, layout=wanted.layout)
@@ -76,15 +82,19 @@ async def recommend(body: RecommendRequest, request: Request, services: Services
 
 
 @router.post("/v1/similar", response_model=FoundAnswer, responses=_SIMILAR_ERRORS, tags=["retrieval"])
-async def similar(body: SimilarRequest, request: Request, services: ServicesOf) -> Response:
+async def similar(
+    body: SimilarRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
+) -> Response:
     """Find items like an item, by the vectors of the bundle's indexes."""
-    return await _found(body, Seek(item_id=body.item_id, vectors=body.vectors), request, services)
+    return await _found(body, Seek(item_id=body.item_id, vectors=body.vectors), request, services, deadline_ms)
 
 
 @router.post("/v1/search", response_model=FoundAnswer, responses=_SEARCH_ERRORS, tags=["retrieval"])
-async def search(body: SearchRequest, request: Request, services: ServicesOf) -> Response:
+async def search(
+    body: SearchRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
+) -> Response:
     """Find items for a text, by the text encoder that belongs to the bundle's text vectors."""
-    return await _found(body, Seek(text=body.text), request, services)
+    return await _found(body, Seek(text=body.text), request, services, deadline_ms)
 
 
 @router.post("/v1/events", response_model=EventsAnswer, responses=_BODY_ERRORS, tags=["events"])
@@ -129,6 +139,7 @@ async def metrics(services: ServicesOf) -> Response:
     return Response(await services.figures(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@timed_engine
 async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAnswer]) -> EngineAnswer:
     """Wait for an answer; a client that goes away takes its request out of the engine's queue.
 
@@ -147,7 +158,9 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
         gone.cancel()
 
 
-async def _found(body: SimilarRequest | SearchRequest, seek: Seek, request: Request, services: Services) -> Response:
+async def _found(
+    body: SimilarRequest | SearchRequest, seek: Seek, request: Request, services: Services, deadline_ms: int | None
+) -> Response:
     """Ask the indexes; what they cannot answer is an error with a documented code."""
     now = time.time_ns() // 1_000
     wanted = EngineRequest(
@@ -157,10 +170,10 @@ async def _found(body: SimilarRequest | SearchRequest, seek: Seek, request: Requ
         conditions=_conditions(body.filters),
         allow=body.filters.allow,
         deny=body.filters.deny,
-        deadline=_deadline(services),
+        deadline=Deadline.within(deadline_ms, services.settings).answer,
         seek=seek,
     )
-    answer = await _unless_gone(request, services.engine.recommend(wanted))
+    answer = await _unless_gone(request, services.ladder.seek(wanted))
     request_id = request.scope[REQUEST_ID]
     request.scope[TIER] = answer.served_by.value
     if answer.refusal is not None:
@@ -192,10 +205,6 @@ _REFUSED: Final[dict[Refusal, Callable[[], Response]]] = {
 }
 
 
-def _deadline(services: Services) -> float:
-    return time.monotonic() + services.settings.deadline.total_seconds()
-
-
 def _conditions(filters: Filters) -> CatalogFilter:
     return CatalogFilter(
         categories=tuple(tuple(path) for path in filters.categories),
@@ -213,13 +222,14 @@ class _History(NamedTuple):
     missing: str | None = None
 
 
-async def _history(body: RecommendRequest, services: Services) -> _History:
+@timed(FEATURES)
+async def _history(body: RecommendRequest, services: Services, deadline: Deadline) -> _History:
     """The history in the body, else the stored one, else none."""
     if body.history is not None:
         return _History(body.history, HistorySource.REQUEST)
     if body.user_id is None:
         return _History((), HistorySource.NONE)
-    reading = await services.histories.of(body.user_id)
+    reading = await services.ladder.history(body.user_id, deadline)
     if reading.status is Status.MISSING:
         return _History((), HistorySource.NONE, reading.reason.value.replace(" ", "_"))
     return _History(recent_items(reading), HistorySource.STORE)
@@ -311,6 +321,7 @@ def _exposure(
     )
 
 
+@timed(EXPOSURE)
 async def _expose(services: Services, exposure: Exposure) -> None:
     """Queue the exposure; where the settings ask for it, wait until it is on the disk."""
     try:

@@ -20,6 +20,9 @@ from recsys.bundle.gate import EVERY_OTHER, TOLERANCE, Gate, Incomparable
 from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
 
+CATALOG_LOG: Final = "catalog_log"
+"""Folder of the catalogue log in a registry, unless the settings name another."""
+
 _MOST_SKEW: Final = timedelta(microseconds=CLOCK_SKEW)
 
 
@@ -132,12 +135,24 @@ class Settings(BaseSettings):
     vllm_url: ServerUrl = ""
     vllm_timeout: Duration = timedelta(seconds=1)
     beam: Annotated[int, Ge(1), Le(4096)] = 50
+    small_beam: Annotated[int, Ge(1), Le(4096)] = 16
     retrieval: bool = True
     search: bool = True
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64
     deadline: Duration = timedelta(seconds=2)
     batch_limit: Annotated[int, Ge(1)] = 8
+    engine_minimum: DurationOrZero = timedelta(milliseconds=5)
+    engine_calls: Annotated[int, Ge(1)] = 256
+    history_minimum: DurationOrZero = timedelta(milliseconds=1)
+    fallback_reserve: DurationOrZero = timedelta(milliseconds=50)
+    fallback_minimum: DurationOrZero = timedelta(milliseconds=2)
+    request_limit: Annotated[int, Ge(1)] = 1_000
+    breaker_failures: Annotated[int, Ge(1)] = 5
+    breaker_pause: Duration = timedelta(milliseconds=500)
+    cache_answers: Annotated[int, Ge(0)] = 10_000
+    cache_age: Duration = timedelta(minutes=10)
+    cache_fresh: DurationOrZero = timedelta(0)
     bundle_poll: Duration = timedelta(seconds=2)
     catalog_log: PathOrNone = None
     warmup_requests: Annotated[int, Ge(0), Le(1_000)] = 64
@@ -161,6 +176,13 @@ class Settings(BaseSettings):
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO
+    slow_request: Duration = timedelta(seconds=1)
+    tracing: bool = False
+
+    @property
+    def catalog_directory(self) -> Path:
+        """Of the catalogue log."""
+        return self.catalog_log or self.registry / CATALOG_LOG
 
     @property
     def gate(self) -> Gate:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
+from serving.worker_values import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from serving.worker_values import Registry
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -26,7 +26,7 @@ class LifecycleMetrics:
         registry: of the engine's counters.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self.beside = Gauge(
             "windfire_bundle_beside", "1 for a bundle beside the served one.", ["role", "version"], registry=registry
         )

@@ -54,6 +54,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
         number: names the request on this connection; rises.
         budget: seconds that were left until the deadline when it was sent.
         sent: when that was, in monotonic seconds of the sender.
+        traceparent: of the span that it belongs to; None where nothing is traced.
     """
 
     number: int
@@ -75,9 +76,10 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     shown: list[str] = []
     request_id: str | None = None
     unit: str | None = None
+    traceparent: str | None = None
 
     @classmethod
-    def of(cls, number: int, request: EngineRequest, now: float) -> Ask:
+    def of(cls, number: int, request: EngineRequest, now: float, traceparent: str | None = None) -> Ask:
         """A request as sent at a monotonic time."""
         conditions = request.conditions
         return cls(
@@ -100,6 +102,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             _listed(request.shown),
             request.request_id,
             request.unit,
+            traceparent=traceparent,
         )
 
     def request(self, now: float) -> EngineRequest:

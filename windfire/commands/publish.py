@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from recsys.bundle import Registry
 
 app = typer.Typer()
+LOG: Final = "catalog_log"  # in the registry, where WINDFIRE_CATALOG_LOG does not say otherwise
 
 
 @app.callback(invoke_without_command=True)
@@ -25,6 +26,10 @@ def command(
     current: Annotated[bool, typer.Option(help="Serve the new version from now on, if the gate lets it pass.")] = True,
     force: Annotated[str | None, typer.Option(help="Serve it although the gate refuses; why, for the record.")] = None,
     catalog_sequence: Annotated[int, typer.Option(min=0, help="Catalog log position of the work directory.")] = 0,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Fold the catalogue log into the bundle, so that workers need not replay it.")
+    ] = False,
+    catalog_log: Annotated[Path | None, typer.Option(help="The catalogue log; REGISTRY/catalog_log.")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Serve the version that was served before.")] = False,
     to: Annotated[str | None, typer.Option(help="Serve this version; a newer one has to pass the gate.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the versions; * is the one served.")] = False,
@@ -37,6 +42,7 @@ def command(
 
     from recsys.bundle import Registry, publish_run
     from recsys.bundle.promotion import roll_back
+    from recsys.catalog.log import CatalogLog
 
     store = Registry(registry)
     if show:
@@ -47,13 +53,21 @@ def command(
         _serve(store, to, force)
         typer.echo(f"serving {to}")
     elif run is not None and data is not None:
-        known = set(store.versions())
+        known, log = set(store.versions()), CatalogLog(catalog_log or registry / LOG)
+        if not fold and log.start > catalog_sequence:
+            raise ConfigError(
+                f"the catalogue log begins at {log.start}: workers could not replay it from there",
+                field="catalog_sequence",
+                value=catalog_sequence,
+                remedy="publish with --fold",
+            )
         manifest = publish_run(
             store,
             run=run,
             work=data,
             created=datetime.now(UTC),
             catalog_sequence=catalog_sequence,
+            log=log if fold else None,
             make_current=False,
         )
         size = sum(entry.bytes for entry in manifest.files.values()) / 1e6

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from recsys.bundle.pointers import SHADOW, Share, write_share
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, Seek, SlateItem
@@ -17,6 +16,7 @@ from serving.lifecycle.metrics import LifecycleMetrics
 from serving.lifecycle.shadow import Shadow
 from serving.lifecycle.shadow_log import ShadowLog, ShadowRecord, read_shadow
 from serving.schemas import ServedBy
+from serving.worker_values import Registry
 
 
 class Scripted:
@@ -46,7 +46,7 @@ class Stage:
         self.state = state
         self.live, self.other = Scripted("live"), Scripted("other")
         self.waiting = 0
-        self.registry = CollectorRegistry()
+        self.registry = Registry()
         self.metrics = LifecycleMetrics(self.registry)
         self.shadow = Shadow(
             Share("other", 1.0, ""),

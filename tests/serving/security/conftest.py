@@ -52,6 +52,6 @@ def key_file(tmp_path: Path) -> KeyFile:
 @pytest.fixture
 def guarded(server_settings: Settings, key_file: KeyFile) -> Iterator[TestClient]:
     """The real application, asking for keys."""
-    settings = server_settings.model_copy(update={"keys_file": key_file.path, "admin_routes": True})
+    settings = server_settings.model_copy(update={"keys_file": key_file.path})
     with TestClient(create_app(settings)) as client:
         yield client
