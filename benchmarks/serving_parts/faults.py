@@ -1,0 +1,139 @@
+"""The fault matrix: half of what the service holds, and something breaks in the middle of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from benchmarks.figures import Figure
+from benchmarks.serving import Arm
+from benchmarks.serving_parts.fault_list import FAULTS, ground
+from benchmarks.serving_parts.knee import seconds_for, sweep
+from benchmarks.serving_parts.traffic import Driven, driven, figures_of, load_of
+from loadtest.running import run_in_loop
+from loadtest.samples import OK
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from benchmarks.serving import Bench
+    from benchmarks.serving_parts.fault_list import Fault, Ground
+
+BEGINS, ENDS = 0.25, 0.7  # of the window
+GRACE_MS: Final = 5.0  # over the deadline; the aim for the 99.9th percentile
+RECOVERY_SECONDS: Final = 5.0  # the aim
+_WHOLE: Final = 0.9  # of the share before: the full tier is back
+_STEP: Final = 0.1  # seconds between two tries to see it back
+_KEPT: Final = ("p50_ms", "p99_ms", "p999_ms", "offered_rps", "goodput_share", "failed", "client_cpu_share")
+
+
+@dataclass(frozen=True, slots=True)
+class Lasted:
+    """When a fault held, in seconds of the window: its begin, its end, and when the end was sought."""
+
+    begun: float
+    ended: float
+    sought: float
+
+
+def measure(bench: Bench) -> list[Figure]:
+    """Every fault that the settings name.
+
+    Raises:
+        ConfigError: a fault has no such name.
+    """
+    settings = bench.settings.faults
+    unknown = [name for name in settings.names if name not in FAULTS]
+    if unknown:
+        raise ConfigError(
+            "no such fault", field="faults.names", value=unknown[0], remedy=f"some of {', '.join(FAULTS)}"
+        )
+    figures: list[Figure] = []
+    knee = None if settings.rate else float(sweep(bench).values["knee"])
+    for name in settings.names or FAULTS:
+        fault = FAULTS[name]
+        share = settings.vllm_share if fault.where == "vllm" else settings.share
+        rate = settings.rate or share * (knee or 0.0)
+        figures += bench.arm("faults", name, lambda f=fault, r=rate: _one(bench, f, r), rate=rate).figures  # type: ignore[misc]
+    return figures
+
+
+def _one(bench: Bench, fault: Fault, rate: float) -> Arm:
+    settings = bench.settings.faults
+    seconds = seconds_for(rate, settings.seconds, settings.least)
+    with ground(bench, fault) as at:
+        of, lasted = run_in_loop(_through(bench, fault, at, rate, seconds))
+    return Arm(fault_figures(bench, fault, of, lasted, rate))
+
+
+async def _through(bench: Bench, fault: Fault, at: Ground, rate: float, seconds: float) -> tuple[Driven, Lasted]:
+    load = load_of(bench.settings, rate, seconds, bench.settings.faults.warmup)
+    judge, opens = at.on.judge(), time.monotonic() + load.warmup
+
+    async def broken() -> Lasted:
+        await asyncio.sleep(opens + BEGINS * seconds - time.monotonic())
+        begun = time.monotonic()
+        await fault.begin(at)
+        await asyncio.sleep(opens + ENDS * seconds - time.monotonic())
+        sought = time.monotonic()
+        await fault.end(at)
+        return Lasted(begun - opens, time.monotonic() - opens, sought - opens)
+
+    breaking = asyncio.create_task(broken())
+    of = await driven(at.on.target, load, at.on.requests(), judge)
+    return of, await breaking
+
+
+def fault_figures(bench: Bench, fault: Fault, of: Driven, lasted: Lasted, rate: float) -> list[Figure]:
+    """What a run through a fault comes to."""
+    stem, samples = f"serving.fault.{fault.name}", of.run.samples
+    every, told = figures_of(stem, of)
+    bench.refused |= {
+        name.replace("serving.run", stem): why for name, why in told.refused.items() if name.endswith("_ms")
+    }
+    bench.warnings += [f"{fault.name}: {warning}" for warning in told.warnings]
+    figures = [figure for figure in every if figure.name[len(stem) + 1 :] in _KEPT or ".error_" in figure.name]
+    good = samples.outcome == samples.outcomes.index(OK)
+    during = good & (samples.at >= lasted.begun) & (samples.at < lasted.ended)
+    answered = int(during.sum())
+    shares = {name: int((during & (samples.tier == n)).sum()) for n, name in enumerate(samples.tiers) if name}
+    if answered:
+        right = sum(count for name, count in shares.items() if name in fault.tiers) / answered
+        note = f"answers to requests during the fault from {', '.join(sorted(fault.tiers))}"
+        figures.append(Figure(f"{stem}.tier_share", right, "share", n=answered, note=note))
+        figures += [
+            Figure(f"{stem}.tier_{name}_share", count / answered, "share", n=answered, note="during the fault")
+            for name, count in shares.items()
+            if count
+        ]
+    wrong = sum(count for kind, count in of.summary.errors.items() if kind.startswith("invalid_"))
+    how = (
+        f"{rate:.4g} requests/s for {of.run.load.seconds:.0f} s, broken from {lasted.begun:.1f} to {lasted.ended:.1f} s"
+    )
+    note = "; ".join(part for part in (how, fault.note) if part)
+    figures.append(Figure(f"{stem}.invalid", wrong, "requests", n=of.summary.offered, note=note))
+    back = recovery(of, lasted)
+    if back is None:
+        bench.refused[f"{stem}.recovery_s"] = "the full tier was not back before the window ended"
+    else:
+        figures.append(Figure(f"{stem}.recovery_s", back, "s", note="from the fault's end to the first second with the full tier again"))  # fmt: skip
+    figures.append(Figure(f"{stem}.restart_s", lasted.ended - lasted.sought, "s", note="that ending the fault took"))
+    return figures
+
+
+def recovery(of: Driven, lasted: Lasted) -> float | None:
+    """Seconds from the end of a fault to the begin of the first second in which the full tier answers as before it.
+
+    None: there is no such second in the window. The share before is that of the window until the fault begins.
+    """
+    at, full = of.run.samples.at, of.full
+    before = at < lasted.begun
+    usual = float(full[before].mean()) if before.any() else 1.0
+    for begin in np.arange(lasted.ended, of.run.load.seconds - 1.0, _STEP):
+        within = (at >= begin) & (at < begin + 1.0)
+        if within.any() and float(full[within].mean()) >= _WHOLE * usual:
+            return float(begin - lasted.ended)
+    return None
