@@ -31,10 +31,14 @@ class Arm:
     Attributes:
         figures: of it.
         values: further numbers that other arms or the report need.
+        refused: name of a figure to the reason why there is none.
+        warnings: what makes figures doubtful.
     """
 
     figures: list[Figure]
     values: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -92,11 +96,14 @@ class Bench:
         if path.is_file():
             self.say(f"{part}, {name}: measured before")
             value = read_json(path)
-            return Arm([Figure(**figure) for figure in value["figures"]], value["values"])
-        self.say(f"{part}, {name}")
-        arm = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(path, asdict(arm))
+            arm = Arm(**{**value, "figures": [Figure(**figure) for figure in value["figures"]]})
+        else:
+            self.say(f"{part}, {name}")
+            arm = measure()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(path, asdict(arm))
+        self.refused |= arm.refused
+        self.warnings += [warning for warning in arm.warnings if warning not in self.warnings]
         return arm
 
 

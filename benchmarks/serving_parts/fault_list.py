@@ -257,7 +257,7 @@ FAULTS: Final[dict[str, Fault]] = {
               note="a stand-in that speaks the plug-in's interface takes the place of vLLM"),
         Fault("disk_full", "no log can be written", _fill_disk, _empty_disk, _MODEL,
               note="the server's limit on file sizes is set to 0, so that every write that would grow a file fails"),
-        Fault("front_end_killed", "one of two front-ends killed (kill -9)", _kill_worker, _worker_is_back, _MODEL, "workers",
+        Fault("front_end_killed", "one of two front-ends killed", _kill_worker, _worker_is_back, _MODEL, "workers",
               note="what was in flight in it fails; the fault ends when its successor is up"),
         Fault("corrupt_bundle", "a damaged bundle is published", _publish_corrupt, _unpublish, _MODEL),
         Fault("clock_jump", "the wall clock jumps an hour ahead, and back", _jump, _jump_back, _MODEL, "shifted"),

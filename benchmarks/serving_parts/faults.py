@@ -66,7 +66,7 @@ def _one(bench: Bench, fault: Fault, rate: float) -> Arm:
     seconds = seconds_for(rate, settings.seconds, settings.least)
     with ground(bench, fault) as at:
         of, lasted = run_in_loop(_through(bench, fault, at, rate, seconds))
-    return Arm(fault_figures(bench, fault, of, lasted, rate))
+    return told_of(fault, of, lasted, rate)
 
 
 async def _through(bench: Bench, fault: Fault, at: Ground, rate: float, seconds: float) -> tuple[Driven, Lasted]:
@@ -87,41 +87,51 @@ async def _through(bench: Bench, fault: Fault, at: Ground, rate: float, seconds:
     return of, await breaking
 
 
-def fault_figures(bench: Bench, fault: Fault, of: Driven, lasted: Lasted, rate: float) -> list[Figure]:
+def told_of(fault: Fault, of: Driven, lasted: Lasted, rate: float) -> Arm:
     """What a run through a fault comes to."""
-    stem, samples = f"serving.fault.{fault.name}", of.run.samples
-    every, told = figures_of(stem, of)
-    bench.refused |= {
-        name.replace("serving.run", stem): why for name, why in told.refused.items() if name.endswith("_ms")
-    }
-    bench.warnings += [f"{fault.name}: {warning}" for warning in told.warnings]
-    figures = [figure for figure in every if figure.name[len(stem) + 1 :] in _KEPT or ".error_" in figure.name]
-    good = samples.outcome == samples.outcomes.index(OK)
-    during = good & (samples.at >= lasted.begun) & (samples.at < lasted.ended)
-    answered = int(during.sum())
-    shares = {name: int((during & (samples.tier == n)).sum()) for n, name in enumerate(samples.tiers) if name}
-    if answered:
-        right = sum(count for name, count in shares.items() if name in fault.tiers) / answered
-        note = f"answers to requests during the fault from {', '.join(sorted(fault.tiers))}"
-        figures.append(Figure(f"{stem}.tier_share", right, "share", n=answered, note=note))
-        figures += [
-            Figure(f"{stem}.tier_{name}_share", count / answered, "share", n=answered, note="during the fault")
-            for name, count in shares.items()
-            if count
-        ]
-    wrong = sum(count for kind, count in of.summary.errors.items() if kind.startswith("invalid_"))
+    stem = f"serving.fault.{fault.name}"
+    arm = figures_of(stem, of)
+    kept = {f"{stem}.{name}" for name in _KEPT}
+    refused = {name: reason for name, reason in arm.refused.items() if name in kept}
     how = (
         f"{rate:.4g} requests/s for {of.run.load.seconds:.0f} s, broken from {lasted.begun:.1f} to {lasted.ended:.1f} s"
     )
     note = "; ".join(part for part in (how, fault.note) if part)
-    figures.append(Figure(f"{stem}.invalid", wrong, "requests", n=of.summary.offered, note=note))
+    wrong = sum(count for kind, count in of.summary.errors.items() if kind.startswith("invalid_"))
+    figures = [
+        *(figure for figure in arm.figures if figure.name in kept or figure.name.startswith(f"{stem}.error_")),
+        Figure(f"{stem}.invalid", wrong, "requests", n=of.summary.offered, note=note),
+        *_tiers(fault, stem, of, lasted),
+        Figure(f"{stem}.restart_s", lasted.ended - lasted.sought, "s", note="that ending the fault took"),
+    ]
     back = recovery(of, lasted)
     if back is None:
-        bench.refused[f"{stem}.recovery_s"] = "the full tier was not back before the window ended"
+        refused[f"{stem}.recovery_s"] = "the full tier was not back before the window ended"
     else:
-        figures.append(Figure(f"{stem}.recovery_s", back, "s", note="from the fault's end to the first second with the full tier again"))  # fmt: skip
-    figures.append(Figure(f"{stem}.restart_s", lasted.ended - lasted.sought, "s", note="that ending the fault took"))
-    return figures
+        note = "from the fault's end to the first second in which the full tier answers as before"
+        figures.append(Figure(f"{stem}.recovery_s", back, "s", note=note))
+    return Arm(figures, refused=refused, warnings=arm.warnings)
+
+
+def _tiers(fault: Fault, stem: str, of: Driven, lasted: Lasted) -> list[Figure]:
+    """Who answered while the fault lasted."""
+    samples = of.run.samples
+    good = samples.outcome == samples.outcomes.index(OK)
+    during = good & (samples.at >= lasted.begun) & (samples.at < lasted.ended)
+    answered = int(during.sum())
+    if not answered:
+        return []
+    counts = {name: int((during & (samples.tier == n)).sum()) for n, name in enumerate(samples.tiers) if name}
+    right = sum(count for name, count in counts.items() if name in fault.tiers) / answered
+    note = f"of the good answers to requests during the fault, those by {', '.join(sorted(fault.tiers))}"
+    return [
+        Figure(f"{stem}.tier_share", right, "share", n=answered, note=note),
+        *(
+            Figure(f"{stem}.tier_{name}_share", count / answered, "share", n=answered, note="during the fault")
+            for name, count in counts.items()
+            if count
+        ),
+    ]
 
 
 def recovery(of: Driven, lasted: Lasted) -> float | None:

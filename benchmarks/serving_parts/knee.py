@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.figures import Figure
@@ -18,6 +18,7 @@ from recsys.errors import UnavailableError
 if TYPE_CHECKING:
     from benchmarks.serving import Bench
     from benchmarks.serving_parts.rig import Rig
+    from benchmarks.serving_parts.traffic import Driven
 
 _OVERLOAD_SHARE: Final = 0.9  # of the peak; the aim
 
@@ -68,60 +69,53 @@ def _sweep(bench: Bench) -> Arm:
             find_knee(tried, start=settings.start, lowest=settings.lowest, highest=settings.highest,
                       precision=settings.precision)
         )  # fmt: skip
-    return _knee_arm(bench, swept)
+    return _knee_arm(swept)
 
 
-def _knee_arm(bench: Bench, swept: Sweep) -> Arm:
+def _knee_arm(swept: Sweep) -> Arm:
     told = sweep_figures("knee", swept)
-    bench.refused |= told.refused
-    bench.warnings += told.warnings
     peak = max(step.summary.goodput_rps.value or 0.0 for step in swept.steps)
     figures = [Figure(**asdict(measured)) for measured in told.measured]
     note = "the most good answers within the deadline of any rate that was tried"
     figures.append(Figure("serving.knee.peak_goodput_rps", peak, "requests/s", n=len(swept.steps), note=note))
     cpu = max(step.run.client_cpu for step in swept.steps if step.held or swept.knee is None)
-    figures.append(Figure("serving.knee.client_cpu_share", cpu, "cores", note="at the highest rate that was held"))
+    note = "of the load generator's process, at the rates that were held"
+    figures.append(Figure("serving.knee.client_cpu_share", cpu, "cores", note=note))
     values = {"knee": swept.knee, "peak": peak, "reason": swept.reason, "steps": steps_of(swept)}
-    return Arm(figures, values)
+    return Arm(figures, values, told.refused, told.warnings)
 
 
 def _load(bench: Bench, name: str, rate: float) -> Arm:
     settings = bench.settings.knee
+    seconds = seconds_for(rate, settings.load_seconds, settings.load_least)
     with rig(bench.settings, bench.registry(), data=bench.data) as on:
-        return Arm(loaded(bench, on, f"serving.{name}", rate, seconds_for(rate, settings.load_seconds, settings.load_least),
-                          settings.warmup))  # fmt: skip
+        return figures_of(f"serving.{name}", sent(bench, on, rate, seconds, settings.warmup))
 
 
 def _overload(bench: Bench, knee: float, peak: float) -> Arm:
     settings, rate = bench.settings.knee, knee * bench.settings.knee.overload
     seconds = seconds_for(rate, settings.load_seconds, settings.load_least)
     with rig(bench.settings, bench.registry(), data=bench.data) as on:
-        of = run_in_loop(
-            driven(on.target, load_of(bench.settings, rate, seconds, settings.warmup), on.requests(), on.judge())
-        )
-    figures, told = figures_of("serving.overload", of)
-    bench.refused |= {f"overload: {name}": reason for name, reason in told.refused.items()}
-    bench.warnings += told.warnings
-    figures = [figure for figure in figures if figure.name != "serving.overload.goodput_share"]
-    times = f"at {settings.overload:g} times the knee"
+        of = sent(bench, on, rate, seconds, settings.warmup)
+    arm, offered = figures_of("serving.overload", of), of.summary.offered
+    name = "serving.overload.goodput_share"
     share = (of.summary.goodput_rps.value or 0.0) / peak
-    full = float((of.full & (of.run.samples.latency <= bench.settings.deadline)).sum() / seconds)
-    return Arm([
-        *figures,
-        Figure("serving.overload.goodput_share", share, "share", n=of.summary.offered,
-               note=f"good answers within the deadline per second {times}, over the peak; at least {_OVERLOAD_SHARE} is the aim"),
-        Figure("serving.overload.full_share", full / peak, "share", n=of.summary.offered,
-               note=f"the same of the full tier alone, {times}"),
-    ])  # fmt: skip
+    in_time = of.full & (of.run.samples.latency <= bench.settings.deadline)
+    times = f"at {settings.overload:g} times the knee"
+    note = f"good answers within the deadline per second {times}, over the peak; the aim is {_OVERLOAD_SHARE} or more"
+    full = f"the same of the full tier alone, {times}"
+    figures = [
+        *(figure for figure in arm.figures if figure.name != name),
+        Figure(name, share, "share", n=offered, note=note),
+        Figure("serving.overload.full_share", float(in_time.sum()) / seconds / peak, "share", n=offered, note=full),
+    ]
+    return replace(arm, figures=figures)
 
 
-def loaded(bench: Bench, on: Rig, stem: str, rate: float, seconds: float, warmup: float) -> list[Figure]:
-    """Figures of one load."""
-    of = run_in_loop(driven(on.target, load_of(bench.settings, rate, seconds, warmup), on.requests(), on.judge()))
-    figures, told = figures_of(stem, of)
-    bench.refused |= {name.replace("serving.run", stem): reason for name, reason in told.refused.items()}
-    bench.warnings += [warning.replace("run:", f"{stem}:") for warning in told.warnings]
-    return figures
+def sent(bench: Bench, on: Rig, rate: float, seconds: float, warmup: float) -> Driven:
+    """One load on a rig."""
+    load = load_of(bench.settings, rate, seconds, warmup)
+    return run_in_loop(driven(on.target, load, on.requests(), on.judge()))
 
 
 def seconds_for(rate: float, seconds: float, least: int) -> float:

@@ -115,7 +115,7 @@ class Spawned:
         return Spawned(module, arguments, cores=cores, log=self.log, variables=variables)
 
     def kill(self) -> None:
-        """kill -9."""
+        """End it as a crash would."""
         self.process.kill()
         self.process.wait(_STOP_SECONDS)
 
@@ -194,7 +194,7 @@ class Service:
         if self._socket is not None:
             arguments = ["engine", *self._common(self.folder / "engine"), "--socket", str(self._socket)]
             self.engine = self._spawn(arguments, "engine.log", {})
-            _until(partial(self.engine.says, "engine_listening"), self.engine)
+            wait_until(partial(self.engine.says, "engine_listening"), self.engine)
 
     def start_server(self) -> None:
         """Start the server and wait until it is ready.
@@ -205,9 +205,9 @@ class Service:
         socket = {} if self._socket is None else {"WINDFIRE_ENGINE_SOCKET": str(self._socket)}
         arguments = ["serve", *self._common(self.folder / "state"), "--host", HOST, "--port", str(self.port)]
         self.server = self._spawn([*arguments, "--workers", str(self._workers)], "server.log", socket)
-        _until(self.ready, self.server)
+        wait_until(self.ready, self.server)
         if self._workers > 1:
-            _until(lambda: len(self.worker_pids()) == self._workers, self.server)
+            wait_until(lambda: len(self.worker_pids()) == self._workers, self.server)
 
     def ready(self) -> bool:
         """Whether /readyz says so."""
@@ -266,7 +266,12 @@ def pss_mib(pid: int) -> float:
     raise OSError(f"no Pss of process {pid}")
 
 
-def _until(true: Callable[[], bool], spawned: Spawned) -> None:
+def wait_until(true: Callable[[], bool], spawned: Spawned) -> None:
+    """Wait for what a process that starts brings about.
+
+    Raises:
+        UnavailableError: it ended, or took ten minutes.
+    """
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and spawned.process.poll() is None:
         if true():

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from benchmarks.figures import Figure
+from benchmarks.serving import Arm
 from loadtest.figures import run_figures
 from loadtest.open_loop import run_open
 from loadtest.running import Load
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from benchmarks.serving_settings import ServingSettings
     from loadtest.answers import Judge
-    from loadtest.figures import Figures
     from loadtest.running import Run
     from loadtest.summary import Summary
     from loadtest.target import Request
@@ -108,9 +108,13 @@ async def driven(target: Target, load: Load, requests: Iterator[Request], judge:
     return Driven(run, summarize(run))
 
 
-def figures_of(stem: str, of: Driven) -> tuple[list[Figure], Figures]:
-    """All figures of a run below a stem such as `serving.load50`; and what loadtest says of it."""
+def figures_of(stem: str, of: Driven) -> Arm:
+    """All figures of a run below a stem such as `serving.load50`, and what is to be said of them."""
     told = run_figures(_PLACEHOLDER, of.run, of.summary)
+    plain, behind = f"serving.{_PLACEHOLDER}", len(f"serving.{_PLACEHOLDER}")
     figures = [Figure(**asdict(measured)) for measured in told.measured]
-    behind = len(f"serving.{_PLACEHOLDER}")
-    return [replace(figure, name=f"{stem}{figure.name[behind:]}") for figure in figures], told
+    return Arm(
+        [replace(figure, name=f"{stem}{figure.name[behind:]}") for figure in figures],
+        refused={name.replace(plain, stem): reason for name, reason in told.refused.items()},
+        warnings=[f"{stem}{warning.removeprefix(_PLACEHOLDER)}" for warning in told.warnings],
+    )
