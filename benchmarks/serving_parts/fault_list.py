@@ -63,6 +63,8 @@ class Fault:
         tiers: that may answer while it lasts.
         where: what it wants: `redis`, `proxy`, `vllm`, `shifted`, `workers` (two of them).
         note: beside its figures.
+        instant: it is over as soon as it has begun; recovery counts from there.
+        effect: a number of the service, above 0 where the fault has taken hold of what no answer shows.
     """
 
     name: str
@@ -72,6 +74,8 @@ class Fault:
     tiers: frozenset[str]
     where: str = ""
     note: str = ""
+    instant: bool = False
+    effect: Callable[[Ground], float] | None = None
 
 
 @contextmanager
@@ -239,6 +243,14 @@ async def _jump_back(at: Ground) -> None:
     _signal_all(at, signal.SIGUSR2)
 
 
+def _dropped_exposures(at: Ground) -> float:
+    return at.on.service.metric("windfire_exposures_dropped_total")
+
+
+def _refused_bundles(at: Ground) -> float:
+    return float(at.on.service.tells("/readyz").count(b"bundle_refused"))
+
+
 def _signal_all(at: Ground, number: int) -> None:
     for spawned in at.on.service.processes():
         os.kill(spawned.pid, number)
@@ -256,10 +268,12 @@ FAULTS: Final[dict[str, Fault]] = {
         Fault("vllm_gone", "vLLM gone", _kill_vllm, _start_vllm, _NO_MODEL, "vllm",
               note="a stand-in that speaks the plug-in's interface takes the place of vLLM"),
         Fault("disk_full", "no log can be written", _fill_disk, _empty_disk, _MODEL,
-              note="the server's limit on file sizes is set to 0, so that every write that would grow a file fails"),
+              note="the server's limit on file sizes is set to 0, so that every write that would grow a file fails",
+              effect=_dropped_exposures),
         Fault("front_end_killed", "one of two front-ends killed", _kill_worker, _worker_is_back, _MODEL, "workers",
-              note="what was in flight in it fails; the fault ends when its successor is up"),
-        Fault("corrupt_bundle", "a damaged bundle is published", _publish_corrupt, _unpublish, _MODEL),
+              note="what was in flight in it fails; recovery counts from the kill", instant=True),
+        Fault("corrupt_bundle", "a damaged bundle is published", _publish_corrupt, _unpublish, _MODEL,
+              effect=_refused_bundles),
         Fault("clock_jump", "the wall clock jumps an hour ahead, and back", _jump, _jump_back, _MODEL, "shifted"),
     )
 }  # fmt: skip

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from benchmarks.serving import Bench
     from benchmarks.serving_parts.fault_list import Fault, Ground
 
-BEGINS, ENDS = 0.25, 0.7  # of the window
-GRACE_MS: Final = 5.0  # over the deadline; the aim for the 99.9th percentile
-RECOVERY_SECONDS: Final = 5.0  # the aim
+BEGINS: Final = 0.25  # of the window
+ENDS: Final = 0.7
 _WHOLE: Final = 0.9  # of the share before: the full tier is back
 _STEP: Final = 0.1  # seconds between two tries to see it back
 _KEPT: Final = ("p50_ms", "p99_ms", "p999_ms", "offered_rps", "goodput_share", "failed", "client_cpu_share")
@@ -32,11 +31,19 @@ _KEPT: Final = ("p50_ms", "p99_ms", "p999_ms", "offered_rps", "goodput_share", "
 
 @dataclass(frozen=True, slots=True)
 class Lasted:
-    """When a fault held, in seconds of the window: its begin, its end, and when the end was sought."""
+    """When a fault held.
+
+    Attributes:
+        begun: seconds of the window, as the others.
+        sought: it was to end from here on.
+        ended: what was taken is there again.
+        effect: see `Fault`; None where nothing is asked.
+    """
 
     begun: float
-    ended: float
     sought: float
+    ended: float
+    effect: float | None = None
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -78,9 +85,10 @@ async def _through(bench: Bench, fault: Fault, at: Ground, rate: float, seconds:
         begun = time.monotonic()
         await fault.begin(at)
         await asyncio.sleep(opens + ENDS * seconds - time.monotonic())
+        effect = None if fault.effect is None else await asyncio.to_thread(fault.effect, at)
         sought = time.monotonic()
         await fault.end(at)
-        return Lasted(begun - opens, time.monotonic() - opens, sought - opens)
+        return Lasted(begun - opens, sought - opens, time.monotonic() - opens, effect)
 
     breaking = asyncio.create_task(broken())
     of = await driven(at.on.target, load, at.on.requests(), judge)
@@ -104,7 +112,11 @@ def told_of(fault: Fault, of: Driven, lasted: Lasted, rate: float) -> Arm:
         *_tiers(fault, stem, of, lasted),
         Figure(f"{stem}.restart_s", lasted.ended - lasted.sought, "s", note="that ending the fault took"),
     ]
-    back = recovery(of, lasted)
+    if lasted.effect is not None:
+        note = "exposures dropped, or bundles refused: whether the fault took hold"
+        figures.append(Figure(f"{stem}.effect", lasted.effect, "cases", note=note))
+    over = lasted.begun if fault.instant else lasted.ended
+    back = recovery(of, lasted.begun, over)
     if back is None:
         refused[f"{stem}.recovery_s"] = "the full tier was not back before the window ended"
     else:
@@ -134,16 +146,22 @@ def _tiers(fault: Fault, stem: str, of: Driven, lasted: Lasted) -> list[Figure]:
     ]
 
 
-def recovery(of: Driven, lasted: Lasted) -> float | None:
-    """Seconds from the end of a fault to the begin of the first second in which the full tier answers as before it.
+def recovery(of: Driven, begun: float, over: float) -> float | None:
+    """Seconds until the begin of the first second in which the full tier answers as before a fault.
 
-    None: there is no such second in the window. The share before is that of the window until the fault begins.
+    Args:
+        of: the run.
+        begun: when the fault began, in seconds of the window; the share before is that of the window until then.
+        over: from here on.
+
+    Returns:
+        None: there is no such second in the window.
     """
     at, full = of.run.samples.at, of.full
-    before = at < lasted.begun
+    before = at < begun
     usual = float(full[before].mean()) if before.any() else 1.0
-    for begin in np.arange(lasted.ended, of.run.load.seconds - 1.0, _STEP):
+    for begin in np.arange(over, of.run.load.seconds - 1.0, _STEP):
         within = (at >= begin) & (at < begin + 1.0)
         if within.any() and float(full[within].mean()) >= _WHOLE * usual:
-            return float(begin - lasted.ended)
+            return float(begin - over)
     return None

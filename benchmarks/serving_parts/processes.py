@@ -215,6 +215,15 @@ class Service:
             return self._get("/readyz")[0] == http.client.OK
         return False
 
+    def tells(self, path: str) -> bytes:
+        """The body of an answer to a GET."""
+        return self._get(path)[1]
+
+    def metric(self, name: str) -> float:
+        """Sum over the labels of a metric of the server; 0 where it has none."""
+        lines = self.tells("/metrics").decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == name)
+
     def worker_pids(self) -> list[int]:
         """Processes that have served, by the log; those that still run."""
         if self.server is None:
