@@ -93,13 +93,16 @@ _SWAP: Final = _rows_of(
     "serving.swap",
     {
         "swaps": "bundle swaps and rollbacks",
-        "restarts": "workers replaced (SIGTERM)",
-        "requests": "requests",
+        "versions": "versions that answered",
+        "requests": "requests meanwhile",
         "failed": "failed requests",
         "mixed": "answers that mix versions",
-        "versions": "versions that answered",
         "p99_ms": "p99 ms",
     },
+)
+_RESTART: Final = _rows_of(
+    "serving.restart",
+    {"restarts": "workers replaced (SIGTERM)", "requests": "requests meanwhile", "failed": "failed requests"},
 )
 _CHECKER: Final = _rows_of(
     "serving.checker",
@@ -128,7 +131,7 @@ _SOAK: Final = _rows_of(
 
 def swap_table(figures: Named) -> Table:
     """Bundles that change under load."""
-    return _or_unmeasured("swaps under load", ["count of", ""], _SWAP(figures))
+    return _or_unmeasured("swaps under load", ["count of", ""], [*_SWAP(figures), *_RESTART(figures)])
 
 
 def checker_table(figures: Named) -> Table:

@@ -13,7 +13,7 @@ from benchmarks.figures import Figure
 from benchmarks.serving import Arm
 from benchmarks.serving_parts.fault_list import FAULTS, ground
 from benchmarks.serving_parts.knee import seconds_for, sweep
-from benchmarks.serving_parts.traffic import Driven, driven, figures_of, load_of
+from benchmarks.serving_parts.traffic import Driven, driven_while, figures_of, load_of
 from loadtest.running import run_in_loop
 from loadtest.samples import OK
 from recsys.errors import ConfigError
@@ -78,9 +78,8 @@ def _one(bench: Bench, fault: Fault, rate: float) -> Arm:
 
 async def _through(bench: Bench, fault: Fault, at: Ground, rate: float, seconds: float) -> tuple[Driven, Lasted]:
     load = load_of(bench.settings, rate, seconds, bench.settings.faults.warmup)
-    judge, opens = at.on.judge(), time.monotonic() + load.warmup
 
-    async def broken() -> Lasted:
+    async def broken(opens: float) -> Lasted:
         await asyncio.sleep(opens + BEGINS * seconds - time.monotonic())
         begun = time.monotonic()
         await fault.begin(at)
@@ -90,9 +89,7 @@ async def _through(bench: Bench, fault: Fault, at: Ground, rate: float, seconds:
         await fault.end(at)
         return Lasted(begun - opens, sought - opens, time.monotonic() - opens, effect)
 
-    breaking = asyncio.create_task(broken())
-    of = await driven(at.on.target, load, at.on.requests(), judge)
-    return of, await breaking
+    return await driven_while(at.on.target, load, at.on.requests(), at.on.judge(), broken)
 
 
 def told_of(fault: Fault, of: Driven, lasted: Lasted, rate: float) -> Arm:

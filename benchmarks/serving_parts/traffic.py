@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import orjson
@@ -21,7 +23,7 @@ from loadtest.target import Target
 from loadtest.workload import Ids, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from loadtest.target import Request
     from recsys.catalog.index import ItemIndex
 
+T = TypeVar("T")
 FULL: Final = frozenset({"nezha"})  # tiers of an answer that nothing was taken from
 _PLACEHOLDER: Final = "run"
 
@@ -118,3 +121,23 @@ def figures_of(stem: str, of: Driven) -> Arm:
         refused={name.replace(plain, stem): reason for name, reason in told.refused.items()},
         warnings=[f"{stem}{warning.removeprefix(_PLACEHOLDER)}" for warning in told.warnings],
     )
+
+
+async def driven_while(
+    target: Target, load: Load, requests: Iterator[Request], judge: Judge, action: Callable[[float], Awaitable[T]]
+) -> tuple[Driven, T]:
+    """Send, sum up, and do something meanwhile.
+
+    Args:
+        target: see `driven`, as the next three.
+        load: of the run.
+        requests: without end.
+        judge: of the answers.
+        action: given the monotonic second at which the window opens; it is awaited behind the run.
+    """
+    doing = asyncio.ensure_future(action(time.monotonic() + load.warmup))
+    try:
+        of = await driven(target, load, requests, judge)
+        return of, await doing
+    finally:
+        doing.cancel()
