@@ -121,8 +121,9 @@ def write_flow(prepared: Sequence[Prepared | None]) -> Flow:
         refused += [not_folded[key] for number in full if (key := _of(prepared, number).key) in not_folded]
         waiting = [number for number in full if _of(prepared, number).key not in not_folded]
     if waiting:
+        label = _of(prepared, waiting[0]).view.label
         raise UnavailableError("a history's tail is full and others were faster in folding it",
-                               field="key", value=_of(prepared, waiting[0]).key, remedy="merge again")  # fmt: skip
+                               field="view", value=label, remedy="merge again")  # fmt: skip
     if refused:
         raise refused[0]
     return done
@@ -142,7 +143,7 @@ def _fold(long: Sequence[Prepared], *, needed: bool) -> Generator[Step, list[Any
             erasing = {one.key for one in long if one.erases}
             if any(reply == 0 and call.keys[-1] in erasing for call, reply in zip(folds, replies, strict=True)):
                 raise UnavailableError("a history changed while its deletion was folded in",
-                                       field="key", value=folds[0].keys[-1], remedy="delete again")  # fmt: skip
+                                       field="view", value=long[0].view.label, remedy="delete again")  # fmt: skip
     except WindfireError:  # the merge itself was acknowledged, and the next one folds
         if needed:
             raise
@@ -226,7 +227,8 @@ def failure(error: BaseException, key: bytes | None = None) -> WindfireError:
                          remedy="see what else uses this key")  # fmt: skip
     full = isinstance(error, OutOfMemoryError) or "OOM command" in str(error)
     remedy = "give Redis memory" if full else "check that Redis runs and takes writes, then repeat"
-    return UnavailableError(f"Redis did not acknowledge: {error}", field="key", value=key, remedy=remedy)
+    # Without the key: it names a user, an outage is nobody's in particular, and its line goes to the log.
+    return UnavailableError(f"Redis did not acknowledge: {error}", remedy=remedy)
 
 
 def reason_of(error: BaseException) -> Reason:

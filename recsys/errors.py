@@ -76,3 +76,15 @@ class UnavailableError(WindfireError):
 
     code = "unavailable"
     retryable = True
+
+
+class OverloadedError(UnavailableError):
+    """More is asked than can be done in time; whatever refuses is well."""
+
+    code = "overloaded"
+
+
+class GateError(WindfireError):
+    """A bundle measures worse than the one that is served, by more than is allowed."""
+
+    code = "gate_refused"

@@ -12,12 +12,18 @@ from fastapi import FastAPI
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
-from serving.auth import Authenticate, open_ring, watch
+from serving.auth import Authenticate, watch
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.keys import open_ring
+from serving.ladder.fallback import Fallback
+from serving.ladder.keeper import FallbackKeeper
+from serving.ladder.ladder import Ladder
+from serving.ladder.metrics import LadderMetrics
+from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
@@ -25,8 +31,11 @@ from serving.retention import keep_removing
 from serving.routes import router
 from serving.scopes import describe
 from serving.services import Services, State
+from serving.tracing import start_tracing
 from serving.user_data import history_part, log_part
 from serving.user_routes import router as user_router
+from serving.watching import RequestWatch
+from serving.workers.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,27 +44,32 @@ if TYPE_CHECKING:
     from serving.histories import Histories
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
+    from serving.worker_values import WorkerValues
 
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
+def create_app(settings: Settings, *, engine: Engine | None = None, values: WorkerValues | None = None) -> FastAPI:
     """Build the application; nothing is opened before it starts.
 
     Args:
         settings: see `serving.settings`.
         engine: answers recommendations; None takes the one whose socket the settings name, else makes one in this
             process that follows the registry.
+        values: where metrics are kept by one of several workers.
 
     Raises:
-        ConfigError: see `serving.auth.open_ring`.
+        ConfigError: see `serving.keys.open_ring` and `serving.tracing.start_tracing`.
     """
-    metrics = Metrics()
+    metrics = Metrics(values)
     ring = open_ring(settings)
+    tracing = start_tracing("windfire-front-end") if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
             services = await _start(stack, settings, metrics, engine)
             services.keys = ring
             if ring is None:
@@ -75,23 +89,25 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     app.include_router(router)
     app.include_router(item_router)
     app.include_router(user_router)
-    install(app, [*router.routes, *item_router.routes, *user_router.routes])
-    _declare_scopes(app)
+    app.include_router(admin_router)
+    install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
+    _declare_scopes(app, keys=ring is not None)
     app.state.metrics = metrics
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
-    app.add_middleware(Observe, metrics=metrics)  # added last, therefore the outer one
+    watch_requests = RequestWatch(metrics, settings.slow_request, tracing)
+    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)  # added last, therefore the outer one
     return app
 
 
-def _declare_scopes(app: FastAPI) -> None:
+def _declare_scopes(app: FastAPI, *, keys: bool) -> None:
     """Let the OpenAPI document say which key each operation wants."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
         made = app.openapi_schema is None
         document = plain()
-        return describe(document) if made else document
+        return describe(document, keys=keys) if made else document
 
     app.openapi = described  # type: ignore[method-assign]
 
@@ -123,11 +139,17 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     keeper: EngineKeeper | None = None
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
-    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper)
+    fallback = await _start_fallback(stack, settings, engine, keeper)
+    ladder = Ladder(settings, LadderMetrics(metrics.registry), engine, histories, fallback)
+    services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper, ladder)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))
-    services.users.add(log_part("event", event_log.records))
-    services.users.add(log_part("exposure", exposure_log.records))
+    neighbours = Neighbours(settings)
+    services.users.add(log_part("event", event_log.records, neighbours))
+    services.users.add(log_part("exposure", exposure_log.records, neighbours))
+    services.users.add_cache(ladder.forget)
+    answering = neighbours.answer(services.users.forget_own, services.users.empty_caches)
+    stack.push_async_callback(_cancel, asyncio.create_task(answering))
     removing = keep_removing(settings, event_log.records, exposure_log.records)
     stack.push_async_callback(_cancel, asyncio.create_task(removing))
     return services
@@ -142,9 +164,13 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
         return remote, remote
     from serving.reload import BundleWatcher  # with torch and the decoders, which a front-end without a model spares
 
-    own = EngineMetrics()
+    own = EngineMetrics(metrics.registry.values)
     engine = InProcessEngine(
-        own, queue_limit=settings.queue_limit, batch_limit=settings.batch_limit, torch_threads=settings.torch_threads
+        own,
+        queue_limit=settings.queue_limit,
+        batch_limit=settings.batch_limit,
+        torch_threads=settings.torch_threads,
+        small=settings.small_beam < settings.beam,
     )
     stack.callback(engine.close)
     watcher = BundleWatcher(settings, engine, own)
@@ -152,6 +178,18 @@ async def _start_engine(stack: AsyncExitStack, settings: Settings, metrics: Metr
     await watcher.look()
     stack.push_async_callback(_cancel, asyncio.create_task(watcher.watch(settings.bundle_poll)))
     return engine, watcher
+
+
+async def _start_fallback(
+    stack: AsyncExitStack, settings: Settings, engine: Engine, keeper: EngineKeeper | None
+) -> Fallback:
+    """What answers without the engine; it is opened before the first request."""
+    fallback = Fallback(minimum=settings.fallback_minimum.total_seconds())
+    stack.callback(fallback.close)
+    tables = FallbackKeeper(settings, engine, keeper, fallback)
+    await tables.look()
+    stack.push_async_callback(_cancel, asyncio.create_task(tables.watch()))
+    return fallback
 
 
 async def _retry(histories: Histories, events: GroupWriter[list[EventRow], list[EventResult]]) -> None:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from recsys.errors import ConfigError
-from serving.errors import METHOD, NOT_FOUND, Problem, envelope
-from serving.keys import KeyRing, Refusal, Scope
+from serving.errors import FORBIDDEN, METHOD, NOT_FOUND, Problem, envelope
+from serving.keys import Refusal, Scope
 from serving.scopes import ScopeTable
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Send
     from starlette.types import Scope as Connection
 
-    from serving.keys import Holder
+    from serving.keys import Holder, KeyRing
     from serving.metrics import Metrics
-    from serving.settings import Settings
 
 UNAUTHORIZED: Final = Problem(401, "unauthorized", False, "No key, or one that is unknown or has expired.")
-FORBIDDEN: Final = Problem(403, "forbidden", False, "The key lacks the scope of this route.")
 RATE_LIMITED: Final = Problem(
     429, "rate_limited", True, "The key asks more often than it may; try again after Retry-After."
 )
@@ -38,32 +34,6 @@ _SAID: Final = {
     Refusal.EXPIRED: "the key has expired",
 }
 _log = structlog.stdlib.get_logger(__name__)
-
-
-def open_ring(settings: Settings) -> KeyRing | None:
-    """The keys that the settings name; None for a server that is open to everybody who reaches it.
-
-    Raises:
-        ConfigError: the key file cannot be read; or there is none, other machines can reach the server, and nobody said
-            that this is wanted.
-    """
-    if settings.keys_file is not None:
-        return KeyRing(settings.keys_file)
-    if not settings.open and not _is_loopback(settings.host):
-        raise ConfigError(
-            "a server without keys listens on this machine only",
-            field="WINDFIRE_HOST",
-            value=settings.host,
-            remedy="set WINDFIRE_KEYS_FILE, or WINDFIRE_OPEN=true where something in front asks who is there",
-        )
-    return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def watch(ring: KeyRing) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
 from recsys.catalog import CatalogFilter
-from recsys.errors import UnavailableError
+from recsys.errors import OverloadedError, UnavailableError
 from recsys.retrieval.settings import VectorsName  # msgspec reads the annotations
+from serving.ladder.pace import Pace
+from serving.layout import Layout
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
 
     from serving.item_changes import ItemChange, ItemChanged
     from serving.metrics import EngineMetrics
-
-_REMEMBERED: Final = 0.8  # weight of earlier batches in the pace
 
 
 Refusal = Literal["unknown_item", "no_index", "no_encoder"]
@@ -55,8 +56,13 @@ class EngineRequest:
         allow: only these items may be shown; None = all.
         deny: none of these may be shown.
         exclude_seen: whether no item of the history may be shown.
-        deadline: monotonic seconds by which decoding must begin for the answer to be of use; None = whenever.
+        deadline: monotonic seconds by which the answer must be there to be of use; None = whenever.
         seek: ask the indexes instead; history and scene are not looked at then.
+        small: decode with the smaller beam; the engine decides that, see `InProcessEngine`.
+        layout: what the slate may look like.
+        shown: item ids of the pages before; none of these is shown again.
+        request_id: joins what is written down about the answer; None = nothing is.
+        unit: who is drawn into arms: the user, else the request; None = nobody.
     """
 
     history: Sequence[str]
@@ -69,10 +75,15 @@ class EngineRequest:
     exclude_seen: bool = True
     deadline: float | None = None
     seek: Seek | None = None
+    small: bool = False
+    layout: Layout = field(default_factory=Layout)
+    shown: Sequence[str] = ()
+    request_id: str | None = None
+    unit: str | None = None
 
 
 class SlateItem(msgspec.Struct, frozen=True, array_like=True):
-    """One item of an answer; scores do not rise within one source."""
+    """One item of an answer; scores do not rise within one source unless the request wants diversity."""
 
     item_id: str
     score: float
@@ -98,10 +109,13 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
         decoder: the decoder that ran, None where none was needed.
         bundle_version: the bundle that everything in the answer comes from.
         catalog_version: its catalog.
-        truncated: fewer than n items are eligible.
+        truncated: fewer than n items are eligible, or the caps let no more in.
         counts: what was done with the request's ids.
         ineligible: items that the last look at the slate took out; a fault if it is not 0.
         refusal: why the indexes could not be asked; there are no items then.
+        more: whether a next page would have an item.
+        arms: experiment to assigned arm.
+        times: seconds that filter, decode and slate took of the batch that it was part of; None = not known.
     """
 
     items: list[SlateItem]
@@ -113,14 +127,27 @@ class EngineAnswer(msgspec.Struct, frozen=True, array_like=True):
     counts: EngineCounts
     ineligible: int = 0
     refusal: Refusal | None = None
+    more: bool = False
+    arms: dict[str, str] = msgspec.field(default_factory=dict)
+    times: tuple[float, float, float] | None = None
 
 
 class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
-    """What an engine runs."""
+    """What an engine runs.
+
+    Attributes:
+        bundle: the version that answers.
+        catalog: its catalogue as it is now.
+        decoder: its name.
+        canary: the version that answers a share of the users; None = there is none.
+        shadow: the version that answers behind the scenes; None = there is none.
+    """
 
     bundle: str
     catalog: str
     decoder: str
+    canary: str | None = None
+    shadow: str | None = None
 
 
 class Engine(Protocol):
@@ -134,7 +161,8 @@ class Engine(Protocol):
         """Answer one request.
 
         Raises:
-            UnavailableError: no bundle yet, the queue is full, the deadline cannot be kept, or the engine is stopping.
+            OverloadedError: the queue is full, or the deadline cannot be kept.
+            UnavailableError: no bundle yet, or the engine is stopping.
         """
 
 
@@ -180,14 +208,16 @@ class InProcessEngine:
     Requests that wait while a batch is decoded form the next batch; nobody waits for a batch to fill. A batch is
     answered by one recommender, so that an answer never mixes two bundles.
 
-    A request is refused at once where those before it will, at the pace of the last batches, still be decoded when its
-    deadline passes; one whose deadline has passed when its turn comes is refused then. Nothing is decoded in vain.
+    A request is refused at once where it would, at the pace of the last batches, not be answered by its deadline; one
+    whose deadline has passed when its turn comes is refused then. A batch is decoded with the smaller beam where
+    the full one would make it, or those that wait behind it, late.
 
     Args:
         metrics: counts batches and the queue.
         queue_limit: requests that may wait.
         batch_limit: requests that are decoded together.
         torch_threads: threads of one tensor operation.
+        small: whether the recommenders have a smaller beam.
         clock: monotonic seconds, those of the deadlines.
     """
 
@@ -198,6 +228,7 @@ class InProcessEngine:
         queue_limit: int,
         batch_limit: int,
         torch_threads: int,
+        small: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
@@ -209,8 +240,8 @@ class InProcessEngine:
         self._stopping = False
         self._admission = threading.Lock()  # nobody queues behind the end
         self._clock = clock
-        self._pace = 0.0  # seconds a request takes, of the last batches
-        self._busy_until = 0.0  # when the batch in work should be done
+        self._pace = Pace(small=small)
+        self._busy_until: float | None = None  # when the batch in work should be done; None = there is none
         self._thread = threading.Thread(target=self._run, name="windfire-engine", daemon=True)
         self._thread.start()
 
@@ -219,6 +250,11 @@ class InProcessEngine:
         """See `Engine.versions`."""
         recommender = self._recommender
         return None if recommender is None else recommender.versions
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return self._queue.qsize()
 
     @property
     def recommender(self) -> Recommender | None:
@@ -245,7 +281,7 @@ class InProcessEngine:
             self._forget_cancelled()
         if self._late(request):
             self._metrics.late.labels("refused").inc()
-            raise UnavailableError("the model cannot begin before the request's deadline")
+            raise OverloadedError("the model cannot answer before the request's deadline")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(request, loop.create_future(), loop)
         with self._admission:
@@ -256,14 +292,15 @@ class InProcessEngine:
             try:
                 self._queue.put_nowait(waiting)
             except queue.Full:
-                raise UnavailableError("too many requests wait for the model") from None
+                raise OverloadedError("too many requests wait for the model") from None
         return waiting.answer
 
     def _late(self, request: EngineRequest) -> bool:
-        return request.deadline is not None and self._expected_start() > request.deadline
-
-    def _expected_start(self) -> float:
-        return max(self._clock(), self._busy_until) + self._pace * self._queue.qsize()
+        """Whether a request that is queued now would be answered too late; of an idle engine nothing is known."""
+        waiting, busy_until = self._queue.qsize(), self._busy_until
+        if request.deadline is None or (not waiting and busy_until is None):
+            return False
+        return max(self._clock(), busy_until or 0.0) + self._pace.least * (waiting + 1) > request.deadline
 
     def _forget_cancelled(self) -> None:
         """Free the places of requests that nobody waits for any more."""
@@ -305,18 +342,29 @@ class InProcessEngine:
         if not live or recommender is None:
             return
         begun, started = self._clock(), time.perf_counter()
-        self._busy_until = begun + self._pace * len(live)
+        small = self._pace.small_is_wise(len(live), *self._spare(live, begun))
+        self._busy_until = begun + self._pace.of(small) * len(live)
+        if small:
+            live = [replace(each, request=replace(each.request, small=True)) for each in live]
         try:
             answers: list[EngineAnswer | Exception] = list(recommender.recommend([each.request for each in live]))
         except Exception as error:  # noqa: BLE001 - raised again where the request waits
             answers = self._one_by_one(recommender, live, error) if len(live) > 1 else [error]
         self._metrics.decode.observe(time.perf_counter() - started)
         self._metrics.batch.observe(len(live))
-        pace = (self._clock() - begun) / len(live)
-        self._pace = pace if self._pace == 0 else _REMEMBERED * self._pace + (1 - _REMEMBERED) * pace
-        self._busy_until = 0.0
+        self._pace.took(small, (self._clock() - begun) / len(live))
+        self._busy_until = None
         for waiting, answer in zip(live, answers, strict=True):
             waiting.loop.call_soon_threadsafe(_settle, waiting.answer, answer)
+
+    def _spare(self, live: list[_Waiting], now: float) -> tuple[float, int, float]:
+        """Seconds until the first deadline of a batch, how many wait behind it, and seconds until the last's."""
+        first = min((each.request.deadline for each in live if each.request.deadline is not None), default=math.inf)
+        with self._queue.mutex:
+            waiting = len(self._queue.queue)
+            last = self._queue.queue[-1] if waiting else None
+        latest = None if last is None else last.request.deadline
+        return first - now, waiting, math.inf if latest is None else latest - now
 
     def _in_time(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Those whose deadline has not passed; the others are told."""
@@ -326,7 +374,7 @@ class InProcessEngine:
                 live.append(waiting)
             else:
                 self._metrics.late.labels("expired").inc()
-                error = UnavailableError("the request's deadline passed while it waited for the model")
+                error = OverloadedError("the request's deadline passed while it waited for the model")
                 waiting.loop.call_soon_threadsafe(_settle, waiting.answer, error)
         return live
 

@@ -56,13 +56,21 @@ NO_ITEM_ENCODER: Final = Problem(
 NOT_IN_BUNDLE: Final = Problem(
     501, "not_in_bundle", False, "The bundle has no index, or no text encoder, or the settings leave them out."
 )
+FORBIDDEN: Final = Problem(
+    403,
+    "forbidden",
+    False,
+    "The key lacks the scope of this route, or only this machine may ask a server without keys.",
+)
 METHOD: Final = Problem(405, "method_not_allowed", False, "The path does not know this method.")
 INTERNAL: Final = Problem(500, "internal", False, "A fault of the server; its log has the details.")
 UNAVAILABLE: Final = Problem(
     503, "unavailable", True, "Not ready, overloaded, stopping, or the disk refuses; try again after Retry-After."
 )
 NO_ANSWER: Final = 499  # in the metrics only, as in nginx: the client left, or the server stopped, before an answer
-_BY_STATUS: Final = {problem.status: problem for problem in (MALFORMED, TOO_LARGE, NOT_FOUND, METHOD, UNAVAILABLE)}
+_BY_STATUS: Final = {
+    problem.status: problem for problem in (MALFORMED, TOO_LARGE, FORBIDDEN, NOT_FOUND, METHOD, UNAVAILABLE)
+}
 
 
 def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:

@@ -78,14 +78,24 @@ class Histories:
         """Whether durable events are not yet in the store."""
         return self._behind
 
-    async def of(self, user_id: str) -> Reading:
-        """What the store says of a user; an outage or a passed deadline is MISSING with that reason."""
+    @property
+    def deadline(self) -> float:
+        """Seconds that a read may take."""
+        return self._deadline
+
+    async def of(self, user_id: str, within: float = math.inf) -> Reading:
+        """What the store says of a user; an outage or a passed deadline is MISSING with that reason.
+
+        Args:
+            user_id: whose history is read.
+            within: seconds, where less is left than a read may take.
+        """
         began = time.perf_counter()
-        wanted = [(USER_RECENT, user_id)]
+        wanted, deadline = [(USER_RECENT, user_id)], min(self._deadline, within)
         if self._reader is None:
-            (reading,) = self._store.read(wanted, deadline=self._deadline)
+            (reading,) = self._store.read(wanted, deadline=deadline)
         else:
-            (reading,) = await self._reader.read(wanted, deadline=self._deadline)
+            (reading,) = await self._reader.read(wanted, deadline=deadline)
         self._metrics.observe_reading(USER_RECENT.label, reading, time.perf_counter() - began, now_micros())
         return reading
 

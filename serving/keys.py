@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import secrets
@@ -26,6 +27,8 @@ from serving.token_bucket import TokenBucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from serving.settings import Settings
 
 _FORMAT: Final = 1
 _ID_BYTES: Final = 8
@@ -260,3 +263,29 @@ def find_key(keys: list[StoredKey], key_id: str) -> StoredKey:
         if key.id == key_id:  # ids are public
             return key
     raise InputError("no key has this id", field="id", value=key_id, remedy="`windfire keys list` shows the ids")
+
+
+def open_ring(settings: Settings) -> KeyRing | None:
+    """The keys that the settings name; None for a server that is open to everybody who reaches it.
+
+    Raises:
+        ConfigError: the key file cannot be read; or there is none, other machines can reach the server, and nobody said
+            that this is wanted.
+    """
+    if settings.keys_file is not None:
+        return KeyRing(settings.keys_file)
+    if not settings.open and not _is_loopback(settings.host):
+        raise ConfigError(
+            "a server without keys listens on this machine only",
+            field="WINDFIRE_HOST",
+            value=settings.host,
+            remedy="set WINDFIRE_KEYS_FILE, or WINDFIRE_OPEN=true where something in front asks who is there",
+        )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

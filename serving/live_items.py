@@ -9,19 +9,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import structlog
 
-from recsys.bundle.item_encoder import load_item_encoder
 from recsys.catalog.changes import Upsert
 from recsys.catalog.live_rows import ItemRow, LiveRows
-from recsys.decoding.added import ColdPrior
-from recsys.decoding.decoder import ExtendsItems, extend
-from recsys.decoding.eligibility import Eligibility
-from recsys.decoding.live_catalogue import LiveCatalogue
-from recsys.decoding.segments import Segments
 from recsys.errors import WindfireError
 
 if TYPE_CHECKING:
@@ -35,7 +30,11 @@ if TYPE_CHECKING:
     from recsys.catalog import CatalogFilter
     from recsys.catalog.changes import Change
     from recsys.catalog.log import CatalogLog
+    from recsys.decoding.added import ColdPrior
     from recsys.decoding.decoder import Decoder
+    from recsys.decoding.eligibility import Eligibility
+    from recsys.decoding.live_catalogue import LiveCatalogue
+    from recsys.decoding.segments import Segments
     from recsys.retrieval.folder import Retrieval
 
     Bools = npt.NDArray[np.bool_]
@@ -70,7 +69,8 @@ class LiveItems:
 
     Args:
         bundle: opened.
-        decoder: of its model; is told of new items.
+        decoder: of its model; is told of new items. None where only rows and masks are wanted: then nothing is
+            encoded, every new item is taken in, and neither torch nor the trie is loaded.
         retrieval: its indexes; new items are put into the one of texts.
         log: of the catalogue; None where the snapshot is all there is.
         cold: the declared prior of new items.
@@ -85,7 +85,7 @@ class LiveItems:
     def __init__(
         self,
         bundle: Bundle,
-        decoder: Decoder,
+        decoder: Decoder | None,
         retrieval: Retrieval | None = None,
         log: CatalogLog | None = None,
         cold: ColdPrior | None = None,
@@ -95,16 +95,25 @@ class LiveItems:
         self.sequence = bundle.manifest.catalog_sequence
         self.unplaced: set[str] = set()
         self._bundle, self._decoder, self._retrieval, self._log = bundle, decoder, retrieval, log
-        self._catalogue = LiveCatalogue(bundle.trie, cold=cold)
+        self._cold = cold
         self._segments: Segments | None = None  # made with the first new item
-        self._takes_live = isinstance(decoder, ExtendsItems)  # else it takes a bitset of the snapshot's items
-        self._reads = self._takes_live
+        self._takes_live = decoder is not None and _extends(decoder)  # else it takes a bitset of the snapshot's items
+        self._reads = self._takes_live or decoder is None
         self._live: OrderedDict[int, tuple[Bools, Eligibility]] = OrderedDict()  # by id of the mask
         self._rebuild: Future[None] | None = None
         self._encoder: ItemEncoder | None = None
         self._trouble = ""
         self._refused: str | None = None
         self._tried = False
+        if decoder is not None:
+            _ = self._catalogue  # now rather than in the first request
+        self._take(bundle.changes)
+
+    @cached_property
+    def _catalogue(self) -> LiveCatalogue:
+        from recsys.decoding.live_catalogue import LiveCatalogue
+
+        return LiveCatalogue(self._bundle.trie, cold=self._cold)
 
     @property
     def version(self) -> str:
@@ -119,7 +128,9 @@ class LiveItems:
     def encoder(self) -> ItemEncoder | None:
         """Of new items; None where none can come, see `refused`. Read with the first of them."""
         with self.guard:
-            if not self._tried:
+            if not self._tried and self._decoder is not None:
+                from recsys.bundle.item_encoder import load_item_encoder
+
                 self._tried = True
                 try:
                     self._encoder = load_item_encoder(self._bundle, self._retrieval)
@@ -168,6 +179,11 @@ class LiveItems:
     def apply(self, changes: Sequence[Change]) -> None:
         """Apply the next records of the log."""
         with self.guard:
+            self._take(changes)
+            self.sequence += len(changes)
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        if changes:
             touched: dict[int, Change] = {}
             unplaced = len(self.unplaced)
             vectors: dict[int, npt.NDArray[np.float32]] = {}
@@ -179,11 +195,11 @@ class LiveItems:
             self._arrive(arrived)
             self._put(vectors)
             items = np.array(sorted(touched), dtype=np.int64)
-            live = np.array([self._is_live(item) for item in items.tolist()], dtype=np.bool_)
-            self._catalogue.restore(items[live])
-            self._catalogue.remove(items[~live])
+            if self._decoder is not None:
+                live = np.array([self._is_live(item) for item in items.tolist()], dtype=np.bool_)
+                self._catalogue.restore(items[live])
+                self._catalogue.remove(items[~live])
             self._live.clear()
-            self.sequence += len(changes)
             if len(self.unplaced) > unplaced:
                 _log.warning("items_not_shown", count=len(self.unplaced), error=self.refused)
 
@@ -210,6 +226,10 @@ class LiveItems:
         """Whether an item came after the snapshot."""
         return bool((items >= len(self._bundle.catalog)).any())
 
+    def prefixes(self, items: Items) -> list[npt.NDArray[np.int64]]:
+        """For each level of a semantic ID, (m,) number of the beginning up to there; -1 = none that the model knows."""
+        return self._catalogue.paths(items.astype(np.int64))
+
     def shared(self, conditions: CatalogFilter, now: int) -> Shared:
         """What matches a filter and may be shown at a time, UTC microseconds."""
         mask = self.rows.mask(conditions, now)
@@ -219,6 +239,9 @@ class LiveItems:
 
     def eligibility(self, shared: Shared, excluded: Sequence[Items]) -> Eligibility:
         """The same for a decoder, with a list of hidden items per request."""
+        from recsys.decoding.eligibility import Eligibility
+        from recsys.decoding.segments import Segments
+
         count = len(self._bundle.catalog)
         if not self.rows.added:
             return Eligibility(shared.items, excluded)
@@ -234,6 +257,8 @@ class LiveItems:
 
     def _frozen_part(self, items: Bools) -> Bools:
         """(I,) of a mask; the same array as long as it is the same mask, so that its prefixes are counted once."""
+        from recsys.decoding.eligibility import Eligibility
+
         count = len(self._bundle.catalog)
         part = self._kept(items, lambda: Eligibility(items[:count].copy())).shared
         return items[:count] if part is None else part
@@ -259,6 +284,8 @@ class LiveItems:
             return item
         if not isinstance(change, Upsert):
             return None
+        if self._decoder is None:
+            return self.rows.add(ItemRow(change.item_id).after(change))
         made = self._made(change)
         if made is None:
             self.unplaced.add(change.item_id)
@@ -291,7 +318,10 @@ class LiveItems:
             return
         codes, text = np.array(arrived.codes, dtype=np.int32), np.stack(arrived.text)
         self._catalogue.add(codes)
-        self._reads = extend(self._decoder, codes, text)
+        if self._decoder is not None:
+            from recsys.decoding.decoder import extend
+
+            self._reads = extend(self._decoder, codes, text)
 
     def _put(self, vectors: dict[int, npt.NDArray[np.float32]]) -> None:
         retrieval = self._retrieval
@@ -313,6 +343,12 @@ class LiveItems:
         values = self._bundle.items.select([*names, "category_path"]).slice(item, 1).to_pylist()[0]
         path = tuple(values.pop("category_path") or ())
         return ItemRow(**values, category_path=path)
+
+
+def _extends(decoder: Decoder) -> bool:
+    from recsys.decoding.decoder import ExtendsItems
+
+    return isinstance(decoder, ExtendsItems)
 
 
 def words(row: ItemRow | None) -> tuple[object, ...]:

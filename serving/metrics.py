@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
 from feature_store.reading import Status
+from serving.worker_values import Counter, Gauge, Histogram, Registry
 
 if TYPE_CHECKING:
     from feature_store.reading import Reading
+    from serving.worker_values import WorkerValues
 
 _AGES: Final = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0, 7_776_000.0, 31_536_000.0)
 _SECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
@@ -20,6 +20,9 @@ _SECONDS: Final = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 
 
 class EngineMetrics:
     """The engine's counters, in the process that decodes.
+
+    Args:
+        values: where they are kept together with those of a front-end in this process, which shows both.
 
     Attributes:
         decode: seconds of one decoded batch.
@@ -30,8 +33,8 @@ class EngineMetrics:
         reloads: bundles put in, or refused, by result.
     """
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+    def __init__(self, values: WorkerValues | None = None) -> None:
+        self.registry = registry = Registry(values)
         self.decode = Histogram(
             "windfire_decode_seconds", "Seconds per decoded batch.", buckets=_SECONDS, registry=registry
         )
@@ -49,15 +52,19 @@ class EngineMetrics:
         self.reloads = Counter("windfire_bundle_reloads", "Bundles put in or refused.", ["result"], registry=registry)
 
     def render(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+        """The Prometheus text format; empty where the front-end's shows it."""
+        return self.registry.render() if self.registry.values is None else b""
 
 
 class Metrics:
     """The front-end's counters.
 
+    Args:
+        values: of this process, where it is one of several workers.
+
     Attributes:
         requests: seconds per request by route template, tier (recommend's served_by) and status.
+        stages: seconds per stage of `serving.timing` and request that came so far.
         items: items answered, by source.
         ineligible: items that an independent look at the final slate had to take out; must stay 0.
         unknown_items: item ids in histories that the catalog does not have.
@@ -75,14 +82,17 @@ class Metrics:
         connections: connections that ended before their time, by reason.
     """
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+    def __init__(self, values: WorkerValues | None = None) -> None:
+        self.registry = registry = Registry(values)
         self.requests = Histogram(
             "windfire_request_seconds",
             "Seconds per request.",
             ["route", "tier", "status"],
             buckets=_SECONDS,
             registry=registry,
+        )
+        self.stages = Histogram(
+            "windfire_stage_seconds", "Seconds per stage of a request.", ["stage"], buckets=_SECONDS, registry=registry
         )
         self.items = Counter("windfire_items", "Items answered.", ["source"], registry=registry)
         self.ineligible = Counter(
@@ -134,4 +144,20 @@ class Metrics:
 
     def render(self, engine: bytes = b"") -> bytes:
         """The Prometheus text format, with the engine's part behind it."""
-        return generate_latest(self.registry) + engine
+        return self.registry.render() + engine
+
+
+class CrewMetrics:
+    """What the parent of several workers knows.
+
+    Attributes:
+        wanted: workers that there should be.
+        up: workers that take requests.
+        deaths: workers that ended unasked.
+    """
+
+    def __init__(self, values: WorkerValues | None = None) -> None:
+        self.registry = registry = Registry(values)
+        self.wanted = Gauge("windfire_workers_wanted", "Workers that there should be.", registry=registry)
+        self.up = Gauge("windfire_workers_up", "Workers that take requests.", registry=registry)
+        self.deaths = Counter("windfire_worker_deaths", "Workers that ended unasked.", ["worker"], registry=registry)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from serving.metrics import Metrics
+    from serving.watching import RequestWatch
 
 MAX_BODY_BYTES: Final = 1 << 20
 REQUEST_ID: Final = "windfire.request_id"
@@ -73,9 +74,10 @@ class BodyLimit:
 class Observe:
     """Names, times and counts every request; a fault of the application becomes a 500 without internals."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, watch: RequestWatch) -> None:
         self._app = app
         self._metrics = metrics
+        self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -84,6 +86,7 @@ class Observe:
             return
         request_id = scope[REQUEST_ID] = uuid.uuid4().hex
         started = time.perf_counter()
+        watched = self._watch.begin(scope, started)
         status = 0
 
         async def observed(message: Message) -> None:
@@ -97,13 +100,16 @@ class Observe:
             await self._app(scope, receive, observed)
         except Exception:
             # The template: a path may name a user.
-            _log.exception("request_failed", request_id=request_id, route=_route(scope))
+            stages = watched.times.milliseconds()
+            _log.exception("request_failed", request_id=request_id, route=_route(scope), stages=stages)
             if status:
                 raise  # half an answer is out: only the broken connection can still say so
             await envelope(INTERNAL, INTERNAL.description)(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.observe(_route(scope), scope.get(TIER, ""), status or NO_ANSWER, seconds)
+            route, tier = _route(scope), scope.get(TIER, "")
+            self._metrics.observe(route, tier, status or NO_ANSWER, seconds)
+            self._watch.end(watched, request_id, route, tier, status or NO_ANSWER, seconds)
 
 
 def _route(scope: Scope) -> str:

@@ -6,6 +6,7 @@ a fault in the one shows in the other.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from recsys.catalog import CatalogFilter
     from recsys.catalog.live_rows import ItemRow
     from serving.engine import EngineRequest
+    from serving.layout import Layout
 
 _COLUMNS: Final = (
     "item_id",
@@ -61,7 +63,7 @@ class SlateCheck:
         taken = pa.array([item if item < self._count else None for item in indices], type=pa.int32())
         columns = {name: column.take(taken).to_pylist() for name, column in self._columns.items()}
         allow = None if request.allow is None else frozenset(request.allow)
-        refused = set(request.deny)
+        refused, tally = {*request.deny, *request.shown}, _Tally(request.layout)
         if request.exclude_seen:
             refused.update(request.history)
         rows = []
@@ -76,10 +78,31 @@ class SlateCheck:
                 and (allow is None or item in allow)
                 and _available(row, request.time)
                 and _matches(row, request.conditions)
+                and tally.takes(row)
             )
             refused.add(item)  # a second appearance is as wrong as a denied item
             rows.append(CheckedRow(item, row["title"], eligible))
         return rows
+
+
+class _Tally:
+    """Counts a slate's items by the names of their brands and categories."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._brands: Counter[str] = Counter()
+        self._categories: Counter[tuple[str, ...]] = Counter()
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        """Count an item; whether the caps allow it behind those before."""
+        layout, brand = self._layout, row["brand"] or None
+        path = tuple(row["category_path"] or ())[: layout.category_depth]
+        if brand is not None:
+            self._brands[brand] += 1
+        if path:
+            self._categories[path] += 1
+        few = layout.brand_cap is None or brand is None or self._brands[brand] <= layout.brand_cap
+        return few and (layout.category_cap is None or self._categories[path] <= layout.category_cap)
 
 
 def _available(row: dict[str, Any], now: int) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
+import torch
 
 from recsys.bundle.loading import load_decoder, load_indexes
 from recsys.bundle.registry import Registry
@@ -15,7 +18,13 @@ from recsys.catalog.log import CatalogLog
 from recsys.decoding.added import ColdPrior
 from recsys.event_log import GroupWriter
 from serving.catalog_intake import CatalogIntake
-from serving.engine import EngineRequest, Seek
+from serving.lifecycle.companions import Companions
+from serving.lifecycle.deployment import Deployment
+from serving.lifecycle.metrics import LifecycleMetrics
+from serving.lifecycle.recent import RecentRequests
+from serving.lifecycle.retries import Retries
+from serving.lifecycle.warm_up import smoke, warm_up
+from serving.lifecycle.workers import BEAT, Reporter
 from serving.stages import BundleRecommender
 from serving.vllm_decoder import VllmDecoder
 from serving.workers.folders import shared_state
@@ -28,15 +37,14 @@ if TYPE_CHECKING:
     from recsys.decoding.decoder import Decoder
     from serving.engine import InProcessEngine
     from serving.item_changes import ItemChange, ItemChanged
+    from serving.lifecycle.warm_up import WarmUp
     from serving.live_items import LiveItems
     from serving.metrics import EngineMetrics
     from serving.settings import Settings
 
-CATALOG_LOG: Final = "catalog_log"
-"""Folder of the catalogue log in a registry, unless the settings name another."""
-
 _WAITING: Final = 1_000  # changes of items
-_LONGEST_PAUSE: Final = 300.0  # seconds; a try reads the whole bundle
+_FOLLOW: Final = 0.5  # seconds between two looks into the catalogue log while nobody asks
+_SAVE: Final = 30.0  # seconds between two writes of the recent requests
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -47,6 +55,7 @@ def load_recommender(
     decoder: str,
     engine: str,
     beam: int,
+    small_beam: int | None = None,
     markers: Path,
     retrieval: bool = True,
     search: bool = True,
@@ -55,7 +64,7 @@ def load_recommender(
     log: CatalogLog | None = None,
     cold: ColdPrior | None = None,
 ) -> BundleRecommender:
-    """Verify and load a bundle, and let it answer once.
+    """Verify and load a bundle, and look at what it answers to a few requests.
 
     Args:
         registry: where the bundle is.
@@ -63,6 +72,7 @@ def load_recommender(
         decoder: its name, or `auto`.
         engine: see `recsys.backends.choose_engine`.
         beam: prefixes kept per level.
+        small_beam: the same where the full beam would be late; None = never fewer.
         markers: directory that remembers which files were verified on this host.
         retrieval: whether to open the bundle's indexes.
         search: whether to load the text encoder that belongs to them.
@@ -72,7 +82,7 @@ def load_recommender(
         cold: the declared prior of new items.
 
     Raises:
-        WindfireError: the bundle is missing, corrupt or cannot answer.
+        WindfireError: the bundle is missing, corrupt, cannot answer or answers wrongly.
     """
     bundle = registry.open(version, markers=markers)
     chosen: Decoder
@@ -81,19 +91,19 @@ def load_recommender(
     else:
         chosen = load_decoder(bundle, None if decoder == "auto" else decoder, engine=engine)
     indexes = load_indexes(bundle, encoder=search) if retrieval else None
-    recommender = BundleRecommender(bundle, chosen, beam=beam, retrieval=indexes, log=log, cold=cold)
+    recommender = BundleRecommender(
+        bundle, chosen, beam=beam, small_beam=small_beam, retrieval=indexes, log=log, cold=cold
+    )
     recommender.items.follow()
-    history = bundle.catalog.index.ids(bundle.popular(None)[:3])
-    now = time.time_ns() // 1_000
-    sought = (None, *(Seek(item_id=item) for item in history[:1]), Seek(text="anything"))
-    recommender.recommend([EngineRequest(history=history, n=10, time=now, seek=seek) for seek in sought])
+    smoke(recommender, bundle.catalog.index.ids(bundle.popular(None)[:3]))
     return recommender
 
 
 class BundleWatcher:
-    """Keeps an engine at the registry's CURRENT.
+    """Keeps an engine at the registry's CURRENT, and beside it what CANARY and SHADOW name.
 
-    A bundle that cannot be loaded is refused and the one before answers on. It is tried again after a pause that
+    A bundle is verified, loaded, tried on a few requests and on those that were recorded, and only then put in. One
+    that fails any of this is refused and the one before answers on. It is tried again after a pause that
     doubles each time, because memory, a mount or a repaired file may have been all that was missing.
 
     Args:
@@ -107,37 +117,43 @@ class BundleWatcher:
         self._registry = Registry(settings.registry)
         self._engine = engine
         self._metrics = metrics
-        self._log = CatalogLog(settings.catalog_log or settings.registry / CATALOG_LOG)
+        self._lifecycle = LifecycleMetrics(metrics.registry)
+        self._log = CatalogLog(settings.catalog_directory)
         self._changes = GroupWriter("windfire-items", CatalogIntake(self._log, self._items).write, limit=_WAITING)
-        self._tried: str | None = None
-        self._pause = self._again = 0.0  # seconds, and when on the monotonic clock
-        self.refused: str | None = None
+        self._main: BundleRecommender | None = None
+        self._retries = Retries(settings.bundle_poll.total_seconds())
+        self._recent = RecentRequests(settings.state / "recent_requests.msgpack", settings.warmup_requests)
+        self._companions = Companions(settings, self._registry, engine, self._lifecycle)
+        self._reporter = Reporter(settings.registry)
         self.trouble: str | None = None  # an engine of this process can always be asked
 
+    @property
+    def refused(self) -> str | None:
+        """Why CURRENT could not be loaded; None = it was, or there is none."""
+        return self._retries.refused
+
     async def look(self) -> None:
-        """Load CURRENT if another version runs and it was not refused a moment ago; never raises for a bad bundle."""
-        version: str | None = None
-        try:
-            version = await asyncio.to_thread(self._registry.current)
-            if version is None or self._settled(version):
-                return
-            if version != self._tried:
-                self._tried, self._pause = version, self._settings.bundle_poll.total_seconds()
-            await self._put_in(version)
-        except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the watcher goes on
-            if self.refused != str(error):
-                _log.error("bundle_refused", version=version, error=str(error))
-                self._metrics.reloads.labels("refused").inc()
-            self.refused = str(error)
-            self._again = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        """Load what the pointers name, unless it runs or was refused a moment ago; never raises for a bad bundle."""
+        await self._report()
+        changed = await self._follow_current()
+        if self._main is not None:
+            beside = await self._companions.look(self._main.versions.bundle, self._load)
+            if changed or beside:
+                self._deploy(self._main)
+        await self._report()
 
     async def watch(self, every: timedelta, then: Callable[[], None] = lambda: None) -> None:
-        """Look again and again, each time followed by a call, until cancelled."""
-        while True:
-            await asyncio.sleep(every.total_seconds())
-            await self.look()
-            then()
+        """Look again and again, each time followed by a call, until cancelled; meanwhile follow the catalogue."""
+        beside = asyncio.create_task(self._attend())
+        try:
+            while True:
+                await asyncio.sleep(every.total_seconds())
+                await self.look()
+                then()
+        finally:
+            beside.cancel()
+            with suppress(asyncio.CancelledError):
+                await beside
 
     async def change(self, change: ItemChange) -> ItemChanged:
         """See `serving.item_changes.Changes`; who gives up leaves the change to be made."""
@@ -147,36 +163,63 @@ class BundleWatcher:
         return changed
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write what waits; nothing is reported any more."""
         self._changes.close()
-
-    def _items(self) -> LiveItems | None:
-        recommender = self._engine.recommender
-        return recommender.items if isinstance(recommender, BundleRecommender) else None
+        self._companions.close()
+        self._recent.save()
+        self._reporter.close()
 
     async def figures(self) -> bytes:
         """See `serving.engine.EngineKeeper`."""
         return self._metrics.render()
 
-    def _settled(self, version: str) -> bool:
-        """Whether a version runs already or was refused a moment ago."""
-        running = self._engine.versions
-        if running is not None and running.bundle == version:
-            self.refused = self._tried = None  # what was refused before is tried at once when it is set again
-            return True
-        return version == self._tried and time.monotonic() < self._again
+    def _items(self) -> LiveItems | None:
+        return None if self._main is None else self._main.items
 
-    async def _put_in(self, version: str) -> None:
-        settings = self._settings
+    async def _follow_current(self) -> bool:
+        """Whether another version was loaded."""
+        version: str | None = None
+        try:
+            stamp = await asyncio.to_thread(self._registry.stamp)  # first: what is set behind it is another one
+            version = await asyncio.to_thread(self._registry.current)
+            if version is None:
+                return False
+            if self._main is not None and self._main.versions.bundle == version:
+                self._retries.forget()  # what was refused before is tried at once when it is set again
+                return False
+            if not self._retries.due(version, stamp):
+                return False
+            recommender = self._companions.running(version) or await self._load(version)
+        except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the watcher goes on
+            if self._retries.failed(error):
+                _log.error("bundle_refused", version=version, error=str(error))
+                self._metrics.reloads.labels("refused").inc()
+            return False
+        self._retries.forget()
+        self._exchange(recommender, version)
+        return True
+
+    async def _load(self, version: str) -> BundleRecommender:
+        """Load a version and let it answer the recorded requests."""
         started = time.perf_counter()
-        await asyncio.to_thread(self._log.settle)
-        recommender = await asyncio.to_thread(
-            load_recommender,
+        recommender, warmed = await asyncio.to_thread(self._loaded, version)
+        taken = round(time.perf_counter() - started, 3)
+        _log.info(
+            "bundle_warmed_up", version=version, seconds=taken, answered=warmed.answered, left_out=warmed.left_out
+        )
+        return recommender
+
+    def _loaded(self, version: str) -> tuple[BundleRecommender, WarmUp]:
+        settings = self._settings
+        torch.set_num_threads(settings.torch_threads)  # of this thread: the one that answers keeps its cores
+        self._log.settle()
+        recommender = load_recommender(
             self._registry,
             version,
             decoder=settings.decoder,
             engine=settings.engine,
             beam=settings.beam,
+            small_beam=settings.small_beam,
             markers=shared_state(settings) / "verified",
             retrieval=settings.retrieval,
             search=settings.search,
@@ -185,11 +228,56 @@ class BundleWatcher:
             log=self._log,
             cold=ColdPrior(settings.cold_penalty, settings.cold_lift),
         )
-        before = self._engine.versions
-        self._engine.swap(recommender)
-        self.refused = None
+        recorded = self._recent.recorded(time.time_ns() // 1_000)
+        return recommender, warm_up(recommender, recorded, seconds=settings.warmup_time.total_seconds())
+
+    def _exchange(self, recommender: BundleRecommender, version: str) -> None:
+        """Let a loaded version answer; `_deploy` follows."""
+        before, self._main = self._main, recommender
         if before is not None:
-            self._metrics.bundle.remove(before.bundle)
+            self._metrics.bundle.remove(before.versions.bundle)
+            gone = before.versions.bundle
+            weakref.finalize(before, _log.info, "bundle_released", version=gone).atexit = False
         self._metrics.bundle.labels(version).set(1)
         self._metrics.reloads.labels("loaded").inc()
-        _log.info("bundle_loaded", version=version, seconds=round(time.perf_counter() - started, 3))
+        self._deploy(recommender)
+        _log.info("bundle_loaded", version=version)
+
+    def _deploy(self, main: BundleRecommender) -> None:
+        companions = self._companions
+        deployment = Deployment(
+            main,
+            canary=companions.canary,
+            shadow=companions.shadow,
+            recent=self._recent,
+            metrics=self._lifecycle,
+        )
+        self._engine.swap(deployment)
+
+    async def _attend(self) -> None:
+        """Follow the catalogue, give signs of life and save recent requests, also while a bundle loads."""
+        report = save = time.monotonic()
+        while True:
+            await asyncio.sleep(_FOLLOW)
+            if self._main is not None:
+                await asyncio.to_thread(self._main.items.try_to_follow)
+            if time.monotonic() - report >= BEAT:
+                report = time.monotonic()
+                await self._report()
+            if time.monotonic() - save >= _SAVE:
+                save = time.monotonic()
+                await asyncio.to_thread(self._recent.save)
+
+    async def _report(self) -> None:
+        versions = self._engine.versions
+        refused = self._retries.refused
+        await asyncio.to_thread(
+            self._reporter.say,
+            bundle=None if versions is None else versions.bundle,
+            canary=None if versions is None else versions.canary,
+            shadow=None if versions is None else versions.shadow,
+            refused_version=self._retries.version if refused else None,
+            refused_stamp=self._retries.stamp if refused else None,
+            refused=refused,
+            beside_refused=self._companions.refused,
+        )

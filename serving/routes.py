@@ -28,7 +28,10 @@ from serving.errors import (
     envelope,
     json_response,
 )
+from serving.ladder.deadline import Deadline, DeadlineMs
+from serving.layout import Layout
 from serving.middleware import REQUEST_ID, TIER
+from serving.paging import Page
 from serving.schemas import (
     EventsAnswer,
     EventsRequest,
@@ -43,6 +46,7 @@ from serving.schemas import (
     SimilarRequest,
 )
 from serving.services import Services, services_of
+from serving.timing import EXPOSURE, FEATURES, timed, timed_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -54,33 +58,43 @@ _log = structlog.stdlib.get_logger(__name__)
 _BODY_ERRORS = documented(MALFORMED, TOO_LARGE, UNAVAILABLE)
 _SEARCH_ERRORS = documented(MALFORMED, TOO_LARGE, NOT_IN_BUNDLE, UNAVAILABLE)
 _SIMILAR_ERRORS = documented(MALFORMED, TOO_LARGE, UNKNOWN_ITEM, NOT_IN_BUNDLE, UNAVAILABLE)
+_AS_RANKED: Final = Layout()
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
 @router.post("/v1/recommend", response_model=RecommendAnswer, responses=_BODY_ERRORS, tags=["recommend"])
-async def recommend(body: RecommendRequest, request: Request, services: ServicesOf) -> Response:
+async def recommend(
+    body: RecommendRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
+) -> Response:
     """Recommend items to a known user, behind an inline history, or to anybody."""
-    now, deadline = time.time_ns() // 1_000, _deadline(services)
-    history = await _history(body, services)
-    wanted = _engine_request(body, history, now, deadline)
-    answer = await _unless_gone(request, services.engine.recommend(wanted))
-    request_id = request.scope[REQUEST_ID]
+    now, deadline = time.time_ns() // 1_000, Deadline.within(deadline_ms, services.settings)
+    history = await _history(body, services, deadline)
+    page = body.cursor or Page(request.scope[REQUEST_ID])
+    wanted = _engine_request(body, history, page, now, deadline.engine)
+    ladder = services.ladder
+    answering = ladder.recommend(wanted, deadline, user_id=body.user_id, history_missing=history.missing)
+    answer = await _unless_gone(request, answering)
     request.scope[TIER] = answer.served_by.value
-    _count(services, answer, request_id)
-    await _expose(services, _exposure(answer, request_id, now, user_id=body.user_id, scene=body.scene))
-    return json_response(_answer_body(body, history, answer, request_id))
+    _count(services, answer, request.scope[REQUEST_ID])
+    shown = _exposure(answer, page, now, user_id=body.user_id, scene=body.scene, layout=wanted.layout)
+    await _expose(services, shown)
+    return json_response(_answer_body(body, history, answer, page))
 
 
 @router.post("/v1/similar", response_model=FoundAnswer, responses=_SIMILAR_ERRORS, tags=["retrieval"])
-async def similar(body: SimilarRequest, request: Request, services: ServicesOf) -> Response:
+async def similar(
+    body: SimilarRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
+) -> Response:
     """Find items like an item, by the vectors of the bundle's indexes."""
-    return await _found(body, Seek(item_id=body.item_id, vectors=body.vectors), request, services)
+    return await _found(body, Seek(item_id=body.item_id, vectors=body.vectors), request, services, deadline_ms)
 
 
 @router.post("/v1/search", response_model=FoundAnswer, responses=_SEARCH_ERRORS, tags=["retrieval"])
-async def search(body: SearchRequest, request: Request, services: ServicesOf) -> Response:
+async def search(
+    body: SearchRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
+) -> Response:
     """Find items for a text, by the text encoder that belongs to the bundle's text vectors."""
-    return await _found(body, Seek(text=body.text), request, services)
+    return await _found(body, Seek(text=body.text), request, services, deadline_ms)
 
 
 @router.post("/v1/events", response_model=EventsAnswer, responses=_BODY_ERRORS, tags=["events"])
@@ -125,6 +139,7 @@ async def metrics(services: ServicesOf) -> Response:
     return Response(await services.figures(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@timed_engine
 async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAnswer]) -> EngineAnswer:
     """Wait for an answer; a client that goes away takes its request out of the engine's queue.
 
@@ -143,7 +158,9 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
         gone.cancel()
 
 
-async def _found(body: SimilarRequest | SearchRequest, seek: Seek, request: Request, services: Services) -> Response:
+async def _found(
+    body: SimilarRequest | SearchRequest, seek: Seek, request: Request, services: Services, deadline_ms: int | None
+) -> Response:
     """Ask the indexes; what they cannot answer is an error with a documented code."""
     now = time.time_ns() // 1_000
     wanted = EngineRequest(
@@ -153,16 +170,16 @@ async def _found(body: SimilarRequest | SearchRequest, seek: Seek, request: Requ
         conditions=_conditions(body.filters),
         allow=body.filters.allow,
         deny=body.filters.deny,
-        deadline=_deadline(services),
+        deadline=Deadline.within(deadline_ms, services.settings).answer,
         seek=seek,
     )
-    answer = await _unless_gone(request, services.engine.recommend(wanted))
+    answer = await _unless_gone(request, services.ladder.seek(wanted))
     request_id = request.scope[REQUEST_ID]
     request.scope[TIER] = answer.served_by.value
     if answer.refusal is not None:
         return _REFUSED[answer.refusal]()
     _count(services, answer, request_id)
-    await _expose(services, _exposure(answer, request_id, now))
+    await _expose(services, _exposure(answer, Page(request_id), now))
     items = _answer_items(answer)
     return json_response(
         {
@@ -188,10 +205,6 @@ _REFUSED: Final[dict[Refusal, Callable[[], Response]]] = {
 }
 
 
-def _deadline(services: Services) -> float:
-    return time.monotonic() + services.settings.deadline.total_seconds()
-
-
 def _conditions(filters: Filters) -> CatalogFilter:
     return CatalogFilter(
         categories=tuple(tuple(path) for path in filters.categories),
@@ -209,23 +222,24 @@ class _History(NamedTuple):
     missing: str | None = None
 
 
-async def _history(body: RecommendRequest, services: Services) -> _History:
+@timed(FEATURES)
+async def _history(body: RecommendRequest, services: Services, deadline: Deadline) -> _History:
     """The history in the body, else the stored one, else none."""
     if body.history is not None:
         return _History(body.history, HistorySource.REQUEST)
     if body.user_id is None:
         return _History((), HistorySource.NONE)
-    reading = await services.histories.of(body.user_id)
+    reading = await services.ladder.history(body.user_id, deadline)
     if reading.status is Status.MISSING:
         return _History((), HistorySource.NONE, reading.reason.value.replace(" ", "_"))
     return _History(recent_items(reading), HistorySource.STORE)
 
 
-def _engine_request(body: RecommendRequest, history: _History, now: int, deadline: float) -> EngineRequest:
-    filters = body.filters
+def _engine_request(body: RecommendRequest, history: _History, page: Page, now: int, deadline: float) -> EngineRequest:
+    filters, caps = body.filters, body.caps
     return EngineRequest(
         history=history.items,
-        n=body.n,
+        n=min(body.n, page.left),
         time=now,
         scene=body.scene,
         conditions=_conditions(filters),
@@ -233,12 +247,16 @@ def _engine_request(body: RecommendRequest, history: _History, now: int, deadlin
         deny=filters.deny,
         exclude_seen=body.exclude_seen,
         deadline=deadline,
+        layout=Layout(caps.brand, caps.category, caps.category_depth, body.diversity),
+        shown=page.shown,
+        request_id=page.request_id,
+        unit=body.user_id or page.request_id,
     )
 
 
-def _answer_items(answer: EngineAnswer) -> list[dict[str, Any]]:
+def _answer_items(answer: EngineAnswer, first: int = 0) -> list[dict[str, Any]]:
     items = []
-    for position, item in enumerate(answer.items):
+    for position, item in enumerate(answer.items, first):
         shown = {"item_id": item.item_id, "position": position, "score": item.score, "source": item.source}
         if item.title is not None:
             shown["title"] = item.title
@@ -246,16 +264,18 @@ def _answer_items(answer: EngineAnswer) -> list[dict[str, Any]]:
     return items
 
 
-def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer, request_id: str) -> dict[str, Any]:
-    items, counts = _answer_items(answer), answer.counts
+def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer, page: Page) -> dict[str, Any]:
+    items, counts = _answer_items(answer, len(page.shown)), answer.counts
+    following = page.next([item.item_id for item in answer.items]) if answer.more and items else None
     return {
-        "request_id": request_id,
+        "request_id": page.request_id,
         "served_by": answer.served_by.value,
         "decoder": answer.decoder,
         "bundle_version": answer.bundle_version,
         "catalog_version": answer.catalog_version,
-        "arms": {},
-        "truncated": answer.truncated,
+        "arms": answer.arms,
+        "truncated": len(items) < body.n,
+        "next_cursor": None if following is None else following.cursor(),
         "history_source": history.source.value,
         "history_missing": history.missing,
         "items": items,
@@ -271,15 +291,22 @@ def _answer_body(body: RecommendRequest, history: _History, answer: EngineAnswer
 
 
 def _exposure(
-    answer: EngineAnswer, request_id: str, now: int, *, user_id: str | None = None, scene: str | None = None
+    answer: EngineAnswer,
+    page: Page,
+    now: int,
+    *,
+    user_id: str | None = None,
+    scene: str | None = None,
+    layout: Layout = _AS_RANKED,
 ) -> Exposure:
+    first = len(page.shown)
     return Exposure(
-        request_id=request_id,
+        request_id=page.request_id,
         user_id=user_id,
         time=now,
         scene=scene,
         items=[item.item_id for item in answer.items],
-        positions=list(range(len(answer.items))),
+        positions=list(range(first, first + len(answer.items))),
         scores=[item.score for item in answer.items],
         sources=[item.source for item in answer.items],
         propensities=[1.0] * len(answer.items),  # the ranking draws nothing at random
@@ -287,10 +314,14 @@ def _exposure(
         decoder=answer.decoder,
         bundle_version=answer.bundle_version,
         catalog_version=answer.catalog_version,
-        arms={},
+        arms=answer.arms,
+        page=page.number,
+        caps=layout.described(),
+        diversity=layout.diversity,
     )
 
 
+@timed(EXPOSURE)
 async def _expose(services: Services, exposure: Exposure) -> None:
     """Queue the exposure; where the settings ask for it, wait until it is on the disk."""
     try:

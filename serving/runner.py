@@ -11,13 +11,15 @@ import uvicorn
 
 from recsys.errors import UnavailableError
 from serving.app import create_app
-from serving.draining import DrainingProtocol, DrainingServer
+from serving.connections import connection_limits, guarded_protocol
+from serving.draining import DrainingServer
 from serving.logs import configure_logs
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from serving.settings import Settings
+    from serving.worker_values import WorkerValues
 
 
 class _SingleServer(DrainingServer):
@@ -30,14 +32,20 @@ class _SingleServer(DrainingServer):
         super().handle_exit(sig, frame)
 
 
-def uvicorn_config(settings: Settings) -> uvicorn.Config:
-    """The application as uvicorn runs it."""
+def uvicorn_config(settings: Settings, values: WorkerValues | None = None) -> uvicorn.Config:
+    """The application as uvicorn runs it.
+
+    Args:
+        settings: of the server, or of the worker.
+        values: see `create_app`.
+    """
+    app = create_app(settings, values=values)
     return uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=DrainingProtocol,
+        http=guarded_protocol(connection_limits(settings, app.state.metrics)),
         ws="none",
         lifespan="on",
         access_log=False,

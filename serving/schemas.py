@@ -5,9 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from recsys.errors import InputError
 from recsys.retrieval.settings import VectorsName
+from serving.paging import Page, read_cursor
 
 MAX_N: Final = 500
 MAX_TEXT: Final = 1_000  # characters of a search; encoders cut long before
@@ -23,6 +26,15 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _page(value: Any) -> Page:
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    try:
+        return read_cursor(value)
+    except InputError as error:
+        raise PydanticCustomError("cursor", "{what}", {"what": f"{error.message}; {error.remedy}"}) from error
+
+
 WHOLE: Final = BeforeValidator(_whole)  # stands behind the bounds, so that the JSON schema shows them
 # What a catalog takes (256 bytes) may be clicked; the bound is in characters, because JSON schema counts those.
 Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
@@ -32,6 +44,9 @@ Value = Annotated[int, Field(ge=-MAX_MICROS, le=MAX_MICROS), WHOLE]
 Micros = Annotated[int, Field(ge=0, le=MAX_MICROS), WHOLE]
 ItemIds = Annotated[list[str], Field(max_length=10_000)]
 Categories = Annotated[list[Annotated[list[Name], Field(min_length=1, max_length=16)]], Field(max_length=100)]
+Cap = Annotated[int, Field(ge=1, le=MAX_N), WHOLE]
+# `format` says that not every text is a cursor; bounds beside it would say that some others are.
+Cursor = Annotated[Page, PlainValidator(_page), WithJsonSchema({"type": "string", "format": "windfire-cursor"})]
 
 
 class ServedBy(StrEnum):
@@ -78,6 +93,17 @@ class Filters(_Request):
     deny: ItemIds = Field(default_factory=list, description="None of these items.")
 
 
+class SlateCaps(_Request):
+    """How many items of a kind one answer may hold; an item without brand or category does not count."""
+
+    brand: Cap | None = Field(default=None, description="Items of one brand at most.")
+    category: Cap | None = Field(default=None, description="Items of one category at most.")
+    category_depth: Annotated[int, Field(ge=1, le=16), WHOLE] | None = Field(
+        default=None,
+        description="Names of the category path, from the root, that make a category; absent: the whole path.",
+    )
+
+
 class RecommendRequest(_Request):
     """Whom to recommend to, how many items, and which may be shown."""
 
@@ -91,15 +117,29 @@ class RecommendRequest(_Request):
     scene: Word | None = Field(default=None, description="The surface of the app, such as home or cart.")
     filters: Filters = Field(default_factory=Filters)
     exclude_seen: bool = Field(default=True, description="Leave out every item of the history.")
+    caps: SlateCaps = Field(
+        default_factory=SlateCaps, description="Bounds of one answer; every page has them anew.",
+        examples=[{"brand": 2, "category": 3}],
+    )  # fmt: skip
+    diversity: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="0: the order of the sources. Towards 1: items that are unlike those above them."
+    )
+    cursor: Cursor | None = Field(
+        default=None,
+        description="`next_cursor` of an answer: goes on behind it under its request_id. All other fields count as in "
+        "any request: send the same ones again.",
+    )
 
 
 class AnswerItem(_Answer):
     """One recommended item."""
 
     item_id: str
-    position: int = Field(ge=0, description="From 0.")
+    position: int = Field(ge=0, description="From 0 on the first page; goes on over the pages.")
     score: float = Field(description="Comparable within one source only.")
-    source: str = Field(description="Who proposed it: the decoder, item_to_item, popular_scene or popular_memory.")
+    source: str = Field(
+        description="Who proposed it: the decoder, cached, item_to_item, popular_scene, popular_memory."
+    )
     title: str | None = Field(default=None, description="Absent where the catalog has none.")
 
 
@@ -117,13 +157,22 @@ class Counts(_Answer):
 class RecommendAnswer(_Answer):
     """Items, best first, and how they came about."""
 
-    request_id: str = Field(description="Joins exposures, events and logs; also in the header X-Request-ID.")
+    request_id: str = Field(
+        description="Joins exposures and events. On the first page also in the header X-Request-ID; later pages keep "
+        "it, while the header names the single HTTP request."
+    )
     served_by: ServedBy
     decoder: str | None = Field(description="The decoder that ran; null where none was needed.")
     bundle_version: str
     catalog_version: str
     arms: dict[str, str] = Field(description="Experiment to assigned arm.")
-    truncated: bool = Field(description="Fewer than n items are eligible.")
+    truncated: bool = Field(
+        description="There are fewer than n items: no more are eligible, the caps let no more in, or the pages have "
+        "shown 500."
+    )
+    next_cursor: str | None = Field(
+        description="Send it as `cursor` for the next page; null where no item is left to show."
+    )
     history_source: HistorySource = Field(description="Whose history this follows: the request's, a stored one, none.")
     history_missing: str | None = Field(
         description="Why no stored history was used (absent, deleted, deadline, unavailable, corrupt, unknown_format); "
@@ -241,3 +290,5 @@ class Readiness(_Answer):
     bundle_version: str | None
     catalog_version: str | None
     decoder: str | None
+    canary_version: str | None = Field(description="The bundle that answers a share of the users; null: there is none.")
+    shadow_version: str | None = Field(description="The bundle that answers unseen, to be compared; null: none.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import compile_path
 
 from serving.keys import Scope
@@ -11,6 +12,17 @@ from serving.keys import Scope
 if TYPE_CHECKING:
     import re
     from collections.abc import Mapping
+
+
+class UserConvertor(StringConvertor):
+    """The id of a user in a path: whatever is in it, slashes too, because everybody may be forgotten."""
+
+    regex = r"[\s\S]+(?<!/export)"  # the end of another path
+
+
+register_url_convertor("user", UserConvertor())
+USER_ID: Final = "{user_id:user}"
+"""Of a path's template."""
 
 OPEN: Final = None
 """No key is needed: probes of a load balancer, and what the source says anyway."""
@@ -31,8 +43,11 @@ SCOPES: Final[Mapping[tuple[str, str], Scope | None]] = {
     ("POST", "/v1/events"): Scope.EVENTS,
     ("PUT", "/v1/items/{item_id}"): Scope.ADMIN,
     ("DELETE", "/v1/items/{item_id}"): Scope.ADMIN,
-    ("GET", "/v1/users/{user_id:path}/export"): Scope.ADMIN,
-    ("DELETE", "/v1/users/{user_id:path}"): Scope.ADMIN,
+    ("GET", f"/v1/users/{USER_ID}/export"): Scope.ADMIN,
+    ("DELETE", f"/v1/users/{USER_ID}"): Scope.ADMIN,
+    ("GET", "/v1/admin/bundles"): Scope.ADMIN,
+    ("POST", "/v1/admin/bundles/reload"): Scope.ADMIN,
+    ("POST", "/v1/admin/bundles/rollback"): Scope.ADMIN,
 }
 """(method, path template) to what a key must have."""
 
@@ -68,24 +83,25 @@ class ScopeTable:
         return found
 
 
-def describe(document: dict[str, Any], scopes: Mapping[tuple[str, str], Scope | None] = SCOPES) -> dict[str, Any]:
+def describe(document: dict[str, Any], *, keys: bool) -> dict[str, Any]:
     """Write into an OpenAPI document which key each operation wants, and how it is refused.
 
     Args:
         document: of the application; changed and returned.
-        scopes: see `SCOPES`.
+        keys: whether this server asks for them; else the document says that none will do, too.
     """
+    instead: list[dict[str, list[str]]] = [] if keys else [{}]
     schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["ApiKey"] = {
         "type": "http",
         "scheme": "bearer",
         "description": "A key made with `windfire keys create`. A server without a key file asks for none.",
     }
-    for (method, template), scope in scopes.items():
-        operation = document["paths"].get(template.replace(":path", ""), {}).get(method.lower())
+    for (method, template), scope in SCOPES.items():
+        operation = document["paths"].get(template.replace(":user", ""), {}).get(method.lower())
         if operation is None:  # the document itself, for one
             continue
-        operation["security"] = [] if scope is None else [{"ApiKey": [scope.value]}]
+        operation["security"] = [] if scope is None else [{"ApiKey": [scope.value]}, *instead]
         if scope is not None:
             operation["responses"] |= _refusals(scope)
     return document

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from serving.engine import Engine, EngineKeeper
     from serving.histories import Histories
     from serving.keys import KeyRing
+    from serving.ladder.ladder import Ladder
     from serving.metrics import Metrics
     from serving.schemas import EventResult, EventRow
     from serving.settings import Settings
@@ -33,6 +34,7 @@ class Services:
         events: writes batches of rows durably, then into the histories.
         exposures: writes what was answered.
         keeper: of the engine; None where the engine was given.
+        ladder: answers by the best tier that can.
         draining: SIGTERM was received.
         keys: that are taken; None: no key is asked for.
         users: all that is held of single users, to be forgotten or handed over.
@@ -46,6 +48,7 @@ class Services:
     events: GroupWriter[list[EventRow], list[EventResult]]
     exposures: GroupWriter[Exposure, None]
     keeper: EngineKeeper | None
+    ladder: Ladder
     draining: bool = False
     keys: KeyRing | None = None
     users: UserData = field(default_factory=UserData)
@@ -81,6 +84,8 @@ class Services:
             bundle_version=versions.bundle if versions else None,
             catalog_version=versions.catalog if versions else None,
             decoder=versions.decoder if versions else None,
+            canary_version=versions.canary if versions else None,
+            shadow_version=versions.shadow if versions else None,
         )
 
 

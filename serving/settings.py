@@ -16,8 +16,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from feature_store.opening import LMDB, RedisAddress
 from feature_store.store import CLOCK_SKEW
 from recsys.backends import EngineName
+from recsys.bundle.gate import EVERY_OTHER, TOLERANCE, Gate, Incomparable
 from recsys.errors import ConfigError
 from recsys.records import POSITIVE_ACTIONS
+
+CATALOG_LOG: Final = "catalog_log"
+"""Folder of the catalogue log in a registry, unless the settings name another."""
 
 _MOST_SKEW: Final = timedelta(microseconds=CLOCK_SKEW)
 
@@ -68,6 +72,13 @@ def _from_json(value: Any) -> Any:
         raise ValueError('must be a JSON list such as ["click","cart"]') from None
 
 
+def _table_from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        raise ValueError('must be a JSON object such as {"valid.ndcg@10":0.02,"*":0.05}') from None
+
+
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value  # an empty path would be the current directory
 
@@ -96,6 +107,7 @@ PathOrNone = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 ServerUrl = Annotated[str, AfterValidator(_server)]
 # Decoded here, because the error of pydantic-settings would name neither the variable nor its value.
 Actions = Annotated[tuple[str, ...], MinLen(1), NoDecode, BeforeValidator(_from_json)]
+Tolerances = Annotated[dict[str, Annotated[float, Ge(0), Le(1)]], NoDecode, BeforeValidator(_table_from_json)]
 
 
 class Settings(BaseSettings):
@@ -123,14 +135,31 @@ class Settings(BaseSettings):
     vllm_url: ServerUrl = ""
     vllm_timeout: Duration = timedelta(seconds=1)
     beam: Annotated[int, Ge(1), Le(4096)] = 50
+    small_beam: Annotated[int, Ge(1), Le(4096)] = 16
     retrieval: bool = True
     search: bool = True
     torch_threads: Annotated[int, Ge(1)] = 1  # one thread had the best median and no contention between workers
     queue_limit: Annotated[int, Ge(1)] = 64
     deadline: Duration = timedelta(seconds=2)
     batch_limit: Annotated[int, Ge(1)] = 8
+    engine_minimum: DurationOrZero = timedelta(milliseconds=5)
+    engine_calls: Annotated[int, Ge(1)] = 256
+    history_minimum: DurationOrZero = timedelta(milliseconds=1)
+    fallback_reserve: DurationOrZero = timedelta(milliseconds=50)
+    fallback_minimum: DurationOrZero = timedelta(milliseconds=2)
+    request_limit: Annotated[int, Ge(1)] = 1_000
+    breaker_failures: Annotated[int, Ge(1)] = 5
+    breaker_pause: Duration = timedelta(milliseconds=500)
+    cache_answers: Annotated[int, Ge(0)] = 10_000
+    cache_age: Duration = timedelta(minutes=10)
+    cache_fresh: DurationOrZero = timedelta(0)
     bundle_poll: Duration = timedelta(seconds=2)
     catalog_log: PathOrNone = None
+    warmup_requests: Annotated[int, Ge(0), Le(1_000)] = 64
+    warmup_time: Duration = timedelta(seconds=10)
+    gate_tolerances: Tolerances = {EVERY_OTHER: TOLERANCE}
+    gate_incomparable: Incomparable = "pass"
+    reload_timeout: Duration = timedelta(seconds=60)
     cold_penalty: Annotated[float, Ge(0), Le(20)] = 0.0
     cold_lift: Annotated[float, Ge(0), Le(20)] = 0.0
     event_clock_skew: Annotated[DurationOrZero, AfterValidator(_in_step)] = timedelta(minutes=5)
@@ -147,6 +176,18 @@ class Settings(BaseSettings):
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     log_level: LogLevel = LogLevel.INFO
+    slow_request: Duration = timedelta(seconds=1)
+    tracing: bool = False
+
+    @property
+    def catalog_directory(self) -> Path:
+        """Of the catalogue log."""
+        return self.catalog_log or self.registry / CATALOG_LOG
+
+    @property
+    def gate(self) -> Gate:
+        """What a new bundle must keep to be served."""
+        return Gate(self.gate_tolerances, self.gate_incomparable)
 
 
 def read_settings(**given: Any) -> Settings:

@@ -6,19 +6,21 @@ fills only the places that the ones before it left open. Eligibility is applied 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 
 from recsys.bundle.bundle import ALL_SCENES
+from serving.arranging import arranged, opened
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
 from serving.live_items import LiveItems, Shared
 from serving.recheck import SlateCheck
 from serving.schemas import MAX_HISTORY, ServedBy
 from serving.seeking import fill_from_history, fill_from_indexes, without_itself
-from serving.slate import Slate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from recsys.decoding.decoder import Decoder, Ranked
     from recsys.retrieval.folder import Retrieval
     from serving.engine import Refusal
+    from serving.slate import Slate
 
     Items = npt.NDArray[np.int32]
 
@@ -55,8 +58,9 @@ class BundleRecommender:
 
     Args:
         bundle: opened.
-        decoder: of the bundle's model.
+        decoder: of the bundle's model; None = the sources behind it answer, without torch and the trie.
         beam: prefixes kept per level; more where a request asks for more items.
+        small_beam: the same for requests that are to be answered with less work.
         retrieval: the bundle's indexes; None = what is asked of them is refused, and they are no source.
         log: of the catalogue; None where nothing changes.
         cold: the declared prior of new items.
@@ -68,9 +72,10 @@ class BundleRecommender:
     def __init__(
         self,
         bundle: Bundle,
-        decoder: Decoder,
+        decoder: Decoder | None,
         *,
         beam: int,
+        small_beam: int | None = None,
         retrieval: Retrieval | None = None,
         log: CatalogLog | None = None,
         cold: ColdPrior | None = None,
@@ -78,15 +83,21 @@ class BundleRecommender:
         self._bundle = bundle
         self._decoder = decoder
         self._retrieval = retrieval
-        self._beam = beam
+        self._beam, self._small_beam = beam, beam if small_beam is None else small_beam
         self.items = LiveItems(bundle, decoder, retrieval, log, cold)
         self._check = SlateCheck(bundle.items, self.items.rows.row)
         self._everything = _everything(bundle)
 
     @property
+    def everything(self) -> Items:
+        """(I,) every item of the snapshot, the popular ones first."""
+        return self._everything
+
+    @property
     def versions(self) -> EngineVersions:
         """See `serving.engine.Recommender`."""
-        return EngineVersions(self._bundle.manifest.version, self.items.version, self._decoder.name)
+        decoder = self._decoder.name if self._decoder else ""
+        return EngineVersions(self._bundle.manifest.version, self.items.version, decoder)
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         """See `serving.engine.Recommender`; what the catalogue log holds when it is called is known.
@@ -97,26 +108,50 @@ class BundleRecommender:
             self.items.try_to_follow()
             return self._recommend(requests)
 
+    def without_model(self, request: EngineRequest, kept: Sequence[SlateItem] = ()) -> EngineAnswer:
+        """Answer without decoder and indexes; of the request's layout the caps are kept, diversity is not.
+
+        Args:
+            request: asks no index.
+            kept: items of an earlier answer, best first; those that this request may be shown now come first.
+        """
+        with self.items.guard:
+            self.items.try_to_follow()
+            plan = self._plan(replace(request, layout=msgspec.structs.replace(request.layout, diversity=0.0)))
+            if kept:
+                found = self.items.rows.lookup([item.item_id for item in kept])
+                known = found >= 0
+                plan.slate.add(found[known], np.array([item.score for item in kept])[known], ServedBy.CACHED)
+            return self._finish(plan)
+
     def _recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        began = time.perf_counter()
         plans = [self._plan(without_itself(request)) for request in requests]
-        groups: dict[tuple[int, int, bool], list[_Plan]] = {}
+        groups: dict[tuple[int, int, bool, bool], list[_Plan]] = {}
         for plan in plans:
             if len(plan.history) and plan.request.seek is None:
                 # The decoder takes one bitset per batch; k is shared so that a batch never changes an answer. A history
                 # with a new item is read another way: it stays among its like.
-                key = id(plan.slate.shared), plan.request.n, self.items.newer(plan.history)
+                request = plan.request
+                key = id(plan.slate.shared), _asked(request), self.items.newer(plan.history), request.small
                 groups.setdefault(key, []).append(plan)
-        for group in groups.values():
-            for plan, ranked in zip(group, self._decode(group), strict=True):
-                plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
-        return [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
+        planned = time.perf_counter()
+        if self._decoder is not None:
+            for group in groups.values():
+                for plan, ranked in zip(group, self._decode(self._decoder, group), strict=True):
+                    plan.slate.add(ranked.items, ranked.scores, self._decoder.name)
+        decoded = time.perf_counter()
+        answers = [self._finish(plan) if plan.request.seek is None else self._sought(plan) for plan in plans]
+        times = planned - began, decoded - planned, time.perf_counter() - decoded
+        return [msgspec.structs.replace(answer, times=times) for answer in answers]
 
     def _plan(self, request: EngineRequest) -> _Plan:
         rows = self.items.rows
         found = rows.lookup(request.history)
         known = found[found >= 0]
         denied = rows.lookup(request.deny)
-        excluded = [denied[denied >= 0], *([known] if request.exclude_seen else [])]
+        shown = rows.lookup(request.shown)
+        excluded = [denied[denied >= 0], shown[shown >= 0], *([known] if request.exclude_seen else [])]
         shared = self.items.shared(request.conditions, request.time)
         unknown = int((denied < 0).sum())
         if request.allow is not None:
@@ -131,14 +166,15 @@ class BundleRecommender:
             history_cut=max(0, len(known) - MAX_HISTORY),
             filter_unknown=unknown,
         )
-        slate = Slate(request.n, shared.items, np.concatenate(excluded))
+        slate = opened(request, shared.items, np.concatenate(excluded), self.items)
         return _Plan(request, self.items.readable(known[-MAX_HISTORY:]), shared, slate, counts)
 
-    def _decode(self, group: list[_Plan]) -> list[Ranked]:
-        n = group[0].request.n
+    def _decode(self, decoder: Decoder, group: list[_Plan]) -> list[Ranked]:
+        n = _asked(group[0].request)
         eligibility = self.items.eligibility(group[0].shared, [plan.slate.excluded for plan in group])
         histories = [plan.history for plan in group]
-        return self._decoder.decode(histories, k=n, beam=max(self._beam, n), eligibility=eligibility).ranked
+        beam = self._small_beam if group[0].request.small else self._beam
+        return decoder.decode(histories, k=n, beam=max(beam, n), eligibility=eligibility).ranked
 
     def _fill(self, plan: _Plan) -> None:
         """Let the sources behind the decoder fill what is open."""
@@ -172,7 +208,11 @@ class BundleRecommender:
 
     def _finish(self, plan: _Plan) -> EngineAnswer:
         self._fill(plan)
-        return self._answer(plan, self._tier(plan), self._decoder.name if len(plan.history) else None)
+        if plan.request.layout.diversity:
+            plan = replace(plan, slate=arranged(plan.slate, plan.request, self._bundle, self.items))
+            self._fill(plan)  # the caps may have passed over too many
+        decoder = self._decoder.name if self._decoder and len(plan.history) else None
+        return self._answer(plan, self._tier(plan), decoder)
 
     def _sought(self, plan: _Plan) -> EngineAnswer:
         """The answer to a request that asks the indexes."""
@@ -201,14 +241,30 @@ class BundleRecommender:
             counts=plan.counts,
             ineligible=len(rows) - len(items),
             refusal=refusal,
+            more=request.seek is None and self._leaves_any(slate),
         )
+
+    def _leaves_any(self, slate: Slate) -> bool:
+        """Whether a next page would have an item; a slate that is not full had all that the sources have."""
+        full = not slate.open
+        return (full or slate.caps is not None) and slate.leaves_any(self._everything, len(self.items.rows))
 
     def _tier(self, plan: _Plan) -> ServedBy:
         """The tier of the first item; of an empty slate, the tier that was asked first."""
         first = next(iter(plan.slate.sources), None)
+        model = ServedBy.NEZHA_SMALL if plan.request.small else ServedBy.NEZHA
+        if self._decoder is None:
+            model = ServedBy.ITEM_TO_ITEM
+        elif first == self._decoder.name:
+            return model
         if first is None:
-            return ServedBy.NEZHA if len(plan.history) else ServedBy.POPULAR_MEMORY
-        return ServedBy.NEZHA if first == self._decoder.name else ServedBy(first)
+            return model if len(plan.history) else ServedBy.POPULAR_MEMORY
+        return ServedBy(first)
+
+
+def _asked(request: EngineRequest) -> int:
+    """How many candidates the decoder is asked for."""
+    return request.layout.candidates(request.n)
 
 
 def _add_ranking(slate: Slate, ranking: Items, source: str, *, behind: int = 0) -> None:

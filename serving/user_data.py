@@ -15,6 +15,7 @@ from recsys.event_log import UserRecords
 if TYPE_CHECKING:
     from recsys.event_log import SegmentLog
     from serving.histories import Histories
+    from serving.workers.neighbours import Neighbours
 
 _WAITING: Final = 16  # erasures that may wait for the one that runs
 _LINES: Final = 1 << 16  # bytes of an export that are handed over together
@@ -27,11 +28,13 @@ class Part(NamedTuple):
         name: of one such datum, as the export's lines and the answer of an erasure call it.
         forget: erases what there is of a user and returns how much it was; repeating it is harmless.
         held: all that there is of a user, one mapping that JSON can carry per datum.
+        forget_own: as `forget`, but in this process's own place alone, where others have some like it.
     """
 
     name: str
     forget: Callable[[str], int]
     held: Callable[[str], Iterator[dict[str, Any]]]
+    forget_own: Callable[[str], int] | None = None
 
 
 class UserData:
@@ -66,9 +69,18 @@ class UserData:
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._forget, user_id)
         work.add_done_callback(self._done)
         erased = await asyncio.shield(work)
+        self.empty_caches(user_id)
+        return erased
+
+    def forget_own(self, name: str, user_id: str) -> int:
+        """Erase what one part has in this process's own place, in the calling thread; for a neighbour that asked."""
+        (part,) = [part for part in self._parts if part.name == name]
+        return (part.forget_own or part.forget)(user_id)
+
+    def empty_caches(self, user_id: str) -> None:
+        """Let the caches forget a user; on the event loop."""
         for forget in self._caches:
             forget(user_id)
-        return erased
 
     def export(self, user_id: str) -> Iterator[bytes]:
         """JSON lines of all that is held: `kind`, then the datum; last `{"kind": "end", "counts": {...}}`.
@@ -94,7 +106,10 @@ class UserData:
         self._thread.shutdown(cancel_futures=True)
 
     def _forget(self, user_id: str) -> dict[str, int]:
-        return {part.name: part.forget(user_id) for part in self._parts}
+        erased = dict.fromkeys((part.name for part in self._parts), 0)
+        for part in self._parts:
+            erased[part.name] += part.forget(user_id)
+        return erased
 
     def _done(self, work: asyncio.Future[dict[str, int]]) -> None:
         self._waiting -= 1
@@ -107,15 +122,25 @@ def history_part(histories: Histories) -> Part:
     return Part("history", histories.forget, histories.held)
 
 
-def log_part(name: str, log: SegmentLog) -> Part:
-    """The records of a user in a log of events or of exposures."""
+def log_part(name: str, log: SegmentLog, neighbours: Neighbours) -> Part:
+    """The records of a user in the logs of events or of exposures, this worker's and its neighbours'.
 
-    def forget(user_id: str) -> int:
+    Args:
+        name: `event` or `exposure`.
+        log: of this worker.
+        neighbours: the state folders beside it.
+    """
+
+    def forget_own(user_id: str) -> int:
         records = UserRecords(user_id)
         return log.erase(records.mark, records.theirs)
 
-    def held(user_id: str) -> Iterator[dict[str, Any]]:
-        for number, payload in UserRecords(user_id).read(log.directory):
-            yield {"number": number, **orjson.loads(payload)}
+    def forget(user_id: str) -> int:
+        return forget_own(user_id) + neighbours.forget(name, user_id)
 
-    return Part(name, forget, held)
+    def held(user_id: str) -> Iterator[dict[str, Any]]:
+        for directory in (log.directory, *neighbours.logs(name)):
+            for number, payload in UserRecords(user_id).read(directory):
+                yield {"number": number, **orjson.loads(payload)}
+
+    return Part(name, forget, held, forget_own)

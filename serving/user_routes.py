@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from recsys.errors import UnavailableError
 from serving.errors import MALFORMED, UNAVAILABLE, documented, json_response
 from serving.middleware import REQUEST_ID
+from serving.scopes import USER_ID
 from serving.services import Services, services_of
 
 _PATIENCE: Final = 30.0  # seconds; every segment of the logs is searched
@@ -23,7 +24,7 @@ UserId = Annotated[
     str,
     Path(
         pattern=r"^[^\x00]{1,256}$",
-        description="1 to 256 characters, no NUL and no line break; a slash may stand in it.",
+        description="1 to 256 characters, no NUL; not `/export` at its end.",
         examples=["u1"],
     ),
 ]
@@ -41,9 +42,8 @@ class Forgotten(BaseModel):
     )
 
 
-# `:path`, because whoever has a slash in his id may be forgotten, too.
 @router.delete(
-    "/v1/users/{user_id:path}",
+    f"/v1/users/{USER_ID}",
     response_model=Forgotten,
     responses=documented(MALFORMED, UNAVAILABLE),
     tags=["users"],
@@ -59,7 +59,7 @@ async def forget_user(user_id: UserId, request: Request, services: ServicesOf) -
 
 
 @router.get(
-    "/v1/users/{user_id:path}/export",
+    f"/v1/users/{USER_ID}/export",
     response_class=StreamingResponse,
     responses={
         **documented(MALFORMED, UNAVAILABLE),

@@ -20,6 +20,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "train": ("train", "Fit a model."),
     "index": ("index", "Build nearest-item indexes of a work directory."),
     "publish": ("publish", "Make a bundle of a trained model and put it into the registry."),
+    "bundles": ("bundles", "Canary, shadow, promotion and rollback of bundles, and their reports."),
+    "catalogue": ("catalogue", "Fold the log of item changes into a bundle, and remove what nobody needs of it."),
     "export-vllm": ("export_vllm", "Write a bundle's model as vLLM loads it."),
     "serve": ("serve", "Answer over HTTP."),
     "engine": ("engine", "Decode for one or several servers, in a process of its own."),

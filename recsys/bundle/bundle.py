@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow.parquet as pq
 
+from recsys.bundle.compaction import folded_of
 from recsys.bundle.external import EXTERNAL, ExternalModel
 from recsys.bundle.manifest import BundleManifest, check_sizes, verify_files, verify_once
 from recsys.catalog import Catalog, ItemIndex
 from recsys.catalog.arrays import load_array, load_json
-from recsys.decoding.trie import SidTrie
 from recsys.errors import DataError, VersionMismatchError
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
+
+    from recsys.catalog.changes import Change
+    from recsys.decoding.trie import SidTrie
 
 ALL_SCENES: Final = ""
 """The scene under which popularity counts every scene together."""
@@ -139,8 +142,19 @@ class Bundle:
     @cached_property
     def trie(self) -> SidTrie:
         """The trie of the snapshot's semantic IDs: the model's frozen normaliser."""
+        from recsys.decoding.trie import SidTrie  # with Numba
+
         # in the order that decoders give the items of a leaf, so that they need no order of their own
         return SidTrie.build(self.codes, self.codebook_sizes).preferring(self.train_counts)
+
+    @property
+    def changes(self) -> list[Change]:
+        """What of the catalogue log is folded into it, in its order; together with the snapshot its catalogue.
+
+        Raises:
+            CorruptionError: see `recsys.catalog.folding.read_folded`.
+        """
+        return [change for _, change in folded_of(self.path, self.manifest).records]
 
     @property
     def model_config_path(self) -> Path:

@@ -59,6 +59,8 @@ class BundleManifest:
         training: range and offset of the training data.
         code_version: git commit of the code, else the package's version.
         metrics: measured before publishing, name to value.
+        measured_on: names the held-out events that they were measured on, see `recsys.bundle.gate.basis_of`; None where
+            nothing was held out, or in bundles of earlier releases.
         config: the settings of the training run.
         parent: the version that was current when this one was published.
         files: path inside the bundle to checksum and size.
@@ -73,6 +75,7 @@ class BundleManifest:
     training: TrainingData
     code_version: str
     metrics: dict[str, float] = field(default_factory=dict)
+    measured_on: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     parent: str | None = None
     files: dict[str, FileEntry] = field(default_factory=dict)

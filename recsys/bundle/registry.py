@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from recsys.bundle.bundle import Bundle
 from recsys.bundle.manifest import MANIFEST, BundleManifest, describe_files, verify_files
 from recsys.errors import DataError, InputError, WindfireError
 from recsys.storage import staged_directory, write_bytes_atomically
@@ -17,6 +16,8 @@ from recsys.storage import staged_directory, write_bytes_atomically
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from recsys.bundle.bundle import Bundle
 
 _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*")
 _LONGEST: Final = 128
@@ -84,8 +85,18 @@ class Registry:
         except FileNotFoundError:
             return None
 
+    def stamp(self) -> str:
+        """Changes whenever CURRENT is set, also to what it names already; empty before the first publish."""
+        try:
+            stat = (self.root / "CURRENT").stat()
+        except FileNotFoundError:
+            return ""
+        return f"{stat.st_ino}.{stat.st_mtime_ns}"
+
     def open(self, version: str, *, verify: bool = True, markers: Path | None = None) -> Bundle:
         """Open a version; arguments and errors of `Bundle.open`."""
+        from recsys.bundle.bundle import Bundle  # with Numba, which whoever only moves pointers spares
+
         return Bundle.open(self.path(version), verify=verify, markers=markers)
 
     def open_current(self, *, verify: bool = True, markers: Path | None = None) -> Bundle:
@@ -118,7 +129,7 @@ class Registry:
             InputError: a bad name, or one that exists: a published version is never changed.
         """
         target = self.path(version)
-        with self._exclusive():
+        with self.exclusive():
             if target.exists():
                 raise InputError(
                     "this version is published already",
@@ -135,7 +146,7 @@ class Registry:
             except _SameContentError as twin:
                 manifest = twin.manifest
             if make_current:
-                self._point_to(manifest.version)
+                self.point_to(manifest.version)
         return manifest
 
     def set_current(self, version: str) -> None:
@@ -144,8 +155,8 @@ class Registry:
         Raises:
             InputError: it is not in the registry.
         """
-        with self._exclusive():
-            self._point_to(version)
+        with self.exclusive():
+            self.point_to(version)
 
     def rollback(self, version: str | None = None) -> str:
         """Serve an earlier version.
@@ -159,14 +170,21 @@ class Registry:
         Raises:
             InputError: the version is not in the registry, or there is none before the current one.
         """
-        with self._exclusive():
-            if version is None:
-                earlier = [name for name in self.versions() if name < (self.current() or "")]
-                if not earlier:
-                    raise InputError("no version before the current one", field="current", value=self.current())
-                version = earlier[-1]
-            self._point_to(version)
+        with self.exclusive():
+            version = self.earlier() if version is None else version
+            self.point_to(version)
         return version
+
+    def earlier(self) -> str:
+        """The version published last before the current one.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = [name for name in self.versions() if name < (self.current() or "")]
+        if not found:
+            raise InputError("no version before the current one", field="current", value=self.current())
+        return found[-1]
 
     def _refuse_twin(self, manifest: BundleManifest) -> None:
         for version in reversed(self.versions()):
@@ -177,7 +195,21 @@ class Registry:
                     verify_files(self.path(version), published.files)
                     raise _SameContentError(published)
 
-    def _point_to(self, version: str) -> None:
+    def point_to(self, version: str) -> None:
+        """Move CURRENT; for whoever holds the writers' lock (`exclusive`).
+
+        Raises:
+            InputError: not a version's name, or not in the registry.
+        """
+        self.require(version)
+        write_bytes_atomically(self.root / "CURRENT", f"{version}\n".encode())
+
+    def require(self, version: str) -> None:
+        """Refuse a version that is not in the registry.
+
+        Raises:
+            InputError: not a version's name, or not in the registry.
+        """
         if not (self.path(version) / MANIFEST).is_file():
             raise InputError(
                 "this version is not in the registry",
@@ -185,10 +217,9 @@ class Registry:
                 value=version,
                 remedy=f"one of {self.versions()}",
             )
-        write_bytes_atomically(self.root / "CURRENT", f"{version}\n".encode())
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hold the writers' lock; what a killed writer left half done is removed first."""
         folder = self.root / "versions"
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,6 +227,6 @@ class Registry:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for path in folder.glob(".staged-*"):
                 shutil.rmtree(path)
-            for path in self.root.glob(".CURRENT.*.tmp"):
+            for path in self.root.glob(".*.tmp"):
                 path.unlink()
             yield

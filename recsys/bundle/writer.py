@@ -10,13 +10,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from recsys.bundle.bundle import ALL_SCENES, RETRIEVAL
+from recsys.bundle.compaction import fold_log
 from recsys.bundle.external import EXTERNAL
 from recsys.bundle.fusion import FUSION, copy_fusion
+from recsys.bundle.gate import basis_of
 from recsys.bundle.loading import load_model
 from recsys.bundle.manifest import BundleManifest, TrainingData
 from recsys.bundle.provenance import code_version
 from recsys.catalog import Catalog
 from recsys.catalog.arrays import save_array
+from recsys.catalog.folding import CHANGES, write_folded
 from recsys.datasets.prepared import PreparedData, read_job
 from recsys.errors import DataError, VersionMismatchError
 from recsys.models import ItemFeatures
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from recsys.bundle.registry import Registry
+    from recsys.catalog.log import CatalogLog
     from recsys.datasets.prepared import Sequences
     from recsys.models import AnyRecommender
 
@@ -49,6 +53,7 @@ def publish_run(
     work: Path,
     created: datetime,
     catalog_sequence: int = 0,
+    log: CatalogLog | None = None,
     make_current: bool = True,
 ) -> BundleManifest:
     """Publish a trained recommender with the catalog it was trained on, and what `windfire train fusion` fitted to it.
@@ -59,6 +64,7 @@ def publish_run(
         work: what `windfire offline run` wrote, and the run was trained on.
         created: UTC; names the version.
         catalog_sequence: the catalog log's sequence number that the work directory stands at.
+        log: of the registry's catalogue, to be folded in from there on; None = workers replay it.
         make_current: whether to serve it from now on.
 
     Returns:
@@ -68,6 +74,7 @@ def publish_run(
         DataError: the run or the work directory is incomplete, or weights are not finite.
         VersionMismatchError: the run was trained with another tokenizer or on another catalog, or its fusion was fitted
             to other weights.
+        CorruptionError: a record of the log is damaged.
     """
     run_manifest = load_run_manifest(run)
     model_version = model_version_of(run)
@@ -82,16 +89,20 @@ def publish_run(
         if (work / RETRIEVAL).is_dir():
             _take_indexes(work, directory, data)
         copy_fusion(run / FUSION, directory / FUSION, model_version=model_version)
+        folded = None if log is None else fold_log(registry, log, catalog_sequence)
+        if folded is not None:
+            write_folded(directory / CHANGES, folded)
         return BundleManifest(
             version="",
             model_version=model_version,
             tokenizer_version=data.tokenizer_version,
-            catalog_sequence=catalog_sequence,
+            catalog_sequence=catalog_sequence if folded is None else folded.end,
             items=data.items.num_rows,
             created=created.isoformat(),
             training=training_data(data.sequences, work),
             code_version=code_version(),
             metrics=run_manifest["metrics"],
+            measured_on=basis_of(data, run_manifest["settings"]),
             config={"settings": run_manifest["settings"], "seed": run_manifest["seed"]},
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from recsys.catalog.changes import Delete, Expire, Stock, Upsert
+from recsys.catalog.labels import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -114,11 +115,13 @@ class LiveRows:
 
     Attributes:
         added: A, items that the snapshot does not have; they have the indices I..I + A - 1.
+        labels: brand and category of every item as it is now.
     """
 
     def __init__(self, catalog: Catalog, *, kept_bytes: int = _KEPT_BYTES) -> None:
         self._catalog, self._kept_bytes = catalog, kept_bytes
         self.added = 0
+        self.labels = Labels(catalog)
         self._rows: list[ItemRow] = []
         self._place: dict[int, int] = {}  # of a row, by item index
         self._new: dict[str, int] = {}  # index of an added item
@@ -186,6 +189,7 @@ class LiveRows:
             _LOWEST if row.available_from is None else row.available_from,
             _HIGHEST if row.available_until is None else row.available_until,
         )
+        self.labels.put(item, row.brand, row.category_path)
         self._bounds = None
         self._masks.clear()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from recsys.catalog.changes import decode_change, encode_change
 from recsys.errors import CorruptionError, DataError, InputError, UnavailableError
 from recsys.event_log.segment_log import SegmentLog, make_directory
-from recsys.event_log.segments import SegmentReader
+from recsys.event_log.segments import SegmentReader, segment_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +67,12 @@ class CatalogLog:
         finally:
             os.close(file)
         return int(_END.unpack(data)[0]) if len(data) == _END.size else 0
+
+    @property
+    def start(self) -> int:
+        """Sequence number of the oldest record that is kept; 0 where nothing was written yet."""
+        segments = segment_files(self.directory)
+        return segments[0][0] if segments else 0
 
     def read(self, start: int, end: int) -> Iterator[tuple[int, Change]]:
         """Read acknowledged records.
@@ -201,6 +207,10 @@ class CatalogWriter:
         numbers = self._records.append([encode_change(change) for change in changes])
         self._publish(self._records.end)
         return numbers
+
+    def truncate_before(self, number: int) -> int:
+        """Remove the segments that hold only records before a sequence number; returns how many went."""
+        return self._records.truncate_before(number)
 
 
 @contextmanager

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One answer.
+
+    Pages of one recommendation have its request_id in common. `page`, `caps` and `diversity` came later: a record
+    without them is read with their defaults, and a default is not written.
 
     Attributes:
         request_id: joins with the request_id of events.
@@ -26,7 +29,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
         time: UTC microseconds.
         scene: of the request.
         items: item ids in the order shown.
-        positions: from 0, one per item.
+        positions: one per item, from 0 on the first page and on over the pages.
         scores: one per item; comparable inside one source only.
         sources: what proposed each item.
         propensities: probability that the policy shows the item at its position.
@@ -35,6 +38,10 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
         bundle_version: of the weights.
         catalog_version: of the catalog's state.
         arms: experiment to arm.
+        page: from 0.
+        caps: items of one `brand` and one `category` that the request allowed an answer, and `category_depth`; empty =
+            any number.
+        diversity: that the request asked for; with one above 0 scores need not fall within a source.
     """
 
     request_id: str
@@ -51,6 +58,9 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     bundle_version: str
     catalog_version: str
     arms: dict[str, str]
+    page: int = 0
+    caps: dict[str, int] = {}
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("positions", "scores", "sources", "propensities"):

@@ -27,6 +27,7 @@ from serving.remote.wire import (
     engine_messages,
     frame,
 )
+from serving.timing import traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +110,8 @@ class SocketEngine:
         """
         link = self._reachable()
         number = link.next_number()
-        message = await link.ask(number, frame(Ask.of(number, request, self._clock())), missed=self._metrics.lost.inc)
+        asked = Ask.of(number, request, self._clock(), traceparent())
+        message = await link.ask(number, frame(asked), missed=self._metrics.lost.inc)
         if isinstance(message, Answered):
             return message.answer
         raise _unexpected(message)

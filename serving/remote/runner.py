@@ -16,6 +16,7 @@ from serving.logs import configure_logs
 from serving.metrics import EngineMetrics
 from serving.remote.address import claimed
 from serving.remote.server import EngineServer
+from serving.tracing import start_tracing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,12 +56,16 @@ async def _run(settings: Settings, path: Path) -> None:
             queue_limit=settings.queue_limit,
             batch_limit=settings.batch_limit,
             torch_threads=settings.torch_threads,
+            small=settings.small_beam < settings.beam,
         )
         stack.push_async_callback(asyncio.to_thread, engine.close)
         watcher = BundleWatcher(settings, engine, metrics)
         stack.push_async_callback(asyncio.to_thread, watcher.close)
         await watcher.look()
-        server = EngineServer(engine, watcher, clock=time.monotonic)
+        tracing = start_tracing("windfire-engine") if settings.tracing else None
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+        server = EngineServer(engine, watcher, clock=time.monotonic, tracing=tracing)
         stack.push_async_callback(server.close)
         await server.start(bound)
         watching = asyncio.create_task(watcher.watch(settings.bundle_poll, server.publish))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from serving.engine import EngineAnswer, EngineKeeper, InProcessEngine
     from serving.item_changes import ItemChanged
+    from serving.tracing import Tracing
 
     Work = asyncio.Future[EngineAnswer] | asyncio.Task[bytes] | asyncio.Task[ItemChanged]
 
@@ -49,15 +51,23 @@ class EngineServer:
         keeper: knows of refused bundles and has the counters.
         clock: monotonic seconds, those of the engine.
         tick: seconds between two signs of life.
+        tracing: gets a span of each request that belongs to a trace.
     """
 
     def __init__(
-        self, engine: InProcessEngine, keeper: EngineKeeper, *, clock: Callable[[], float], tick: float = TICK
+        self,
+        engine: InProcessEngine,
+        keeper: EngineKeeper,
+        *,
+        clock: Callable[[], float],
+        tick: float = TICK,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
         self._keeper = keeper
         self._clock = clock
         self._tick = tick
+        self._tracing = tracing
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -135,7 +145,10 @@ class EngineServer:
         """Queue a request; see `InProcessEngine.submit`."""
         if self._ended:
             raise UnavailableError("the engine is stopping")
-        return self._engine.submit(ask.request(self._clock()))
+        answer = self._engine.submit(ask.request(self._clock()))
+        if self._tracing is not None and ask.traceparent is not None:
+            answer.add_done_callback(partial(_trace, self._tracing, ask.traceparent, time.time_ns()))
+        return answer
 
     async def figures(self) -> bytes:
         """The engine's counters."""
@@ -148,6 +161,11 @@ class EngineServer:
         changed = await self._keeper.change(asked.asked)
         self.publish()
         return changed
+
+
+def _trace(tracing: Tracing, traceparent: str, began: int, answer: asyncio.Future[EngineAnswer]) -> None:
+    if not answer.cancelled() and answer.exception() is None:
+        tracing.engine(traceparent, began, answer.result())
 
 
 class _Link(Speaker):

@@ -16,11 +16,12 @@ from recsys.catalog import CatalogFilter
 from recsys.errors import InputError, WindfireError
 from serving.engine import EngineAnswer, EngineRequest, EngineVersions, Seek  # msgspec reads the annotations
 from serving.item_changes import ItemChange, ItemChanged  # likewise
+from serving.layout import Layout  # likewise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VERSION: Final = 4
+VERSION: Final = 5
 MAX_FRAME: Final = 16 << 20  # bytes of a body; a request is bounded by the 1 MiB of HTTP, an answer by 500 titles
 TICK: Final = 1.0  # seconds between two signs of life of the engine
 _LENGTH: Final = 4
@@ -53,6 +54,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
         number: names the request on this connection; rises.
         budget: seconds that were left until the deadline when it was sent.
         sent: when that was, in monotonic seconds of the sender.
+        traceparent: of the span that it belongs to; None where nothing is traced.
     """
 
     number: int
@@ -70,9 +72,14 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     deny: list[str]
     exclude_seen: bool
     seek: Seek | None = None
+    layout: Layout = Layout()
+    shown: list[str] = []
+    request_id: str | None = None
+    unit: str | None = None
+    traceparent: str | None = None
 
     @classmethod
-    def of(cls, number: int, request: EngineRequest, now: float) -> Ask:
+    def of(cls, number: int, request: EngineRequest, now: float, traceparent: str | None = None) -> Ask:
         """A request as sent at a monotonic time."""
         conditions = request.conditions
         return cls(
@@ -91,6 +98,11 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             _listed(request.deny),
             request.exclude_seen,
             request.seek,
+            request.layout,
+            _listed(request.shown),
+            request.request_id,
+            request.unit,
+            traceparent=traceparent,
         )
 
     def request(self, now: float) -> EngineRequest:
@@ -110,6 +122,10 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
             exclude_seen=self.exclude_seen,
             deadline=None if self.budget is None else min(now, self.sent) + self.budget,
             seek=self.seek,
+            layout=self.layout,
+            shown=self.shown,
+            request_id=self.request_id,
+            unit=self.unit,
         )
 
 

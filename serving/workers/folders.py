@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from serving.settings import Settings
@@ -17,9 +20,39 @@ def worker_settings(settings: Settings, number: int) -> Settings:
     return settings.model_copy(update={"state": settings.state / f"worker-{number}"})
 
 
+def states_with_logs(state: Path) -> list[Path]:
+    """A server's state folder and those of its workers, as far as they hold logs; the first alone where none does."""
+    found = [each for each in (state, *sorted(state.glob("worker-*"))) if (each / "events").is_dir()]
+    return found or [state]
+
+
 def shared_state(settings: Settings) -> Path:
     """The state folder of all workers, given the settings of one; that of the server where there are none."""
     return settings.state if settings.workers == 1 else settings.state.parent
+
+
+def metrics_folder(settings: Settings) -> Path:
+    """Where all workers count, given the settings of the whole."""
+    return settings.state / "metrics"
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Hold a state folder for one parent.
+
+    Raises:
+        OSError: the folder cannot be written.
+        UnavailableError: another parent has it.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "parent.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                "another server has this state", field="state", value=str(state), remedy="give each server its own"
+            ) from None
+        yield
 
 
 def check_workers(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Final
@@ -17,8 +18,11 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from recsys.errors import UnavailableError
+from serving.keys import open_ring
 from serving.logs import configure_logs
-from serving.workers.folders import check_workers
+from serving.metrics import CrewMetrics
+from serving.worker_values import PARENT, WorkerValues, clean
+from serving.workers.folders import alone, check_workers, metrics_folder
 from serving.workers.signals import Signals
 from serving.workers.talk import Word, hear, say
 
@@ -44,16 +48,19 @@ def run_workers(settings: Settings) -> None:
     """Serve with several workers until SIGTERM or SIGINT; SIGHUP replaces all of them, one after the other.
 
     Raises:
-        ConfigError: see `check_workers`.
+        ConfigError: see `check_workers` and `serving.keys.open_ring`.
         OSError: the address cannot be listened on.
-        UnavailableError: no worker could start.
+        UnavailableError: no worker could start, or another server has the state.
     """
     check_workers(settings)
+    open_ring(settings)  # what it refuses here it need not refuse in every worker
     configure_logs(settings.log_level)
-    with bound(settings.host, settings.port) as listening, Signals() as signals:
+    with alone(settings.state), bound(settings.host, settings.port) as listening, Signals() as signals:
         host, port = listening.getsockname()[:2]
         _log.info("workers_start", workers=settings.workers, host=host, port=port)
-        Supervisor(settings, listening, signals).run()
+        clean(metrics_folder(settings))
+        with closing(WorkerValues(metrics_folder(settings), PARENT)) as values:
+            Supervisor(settings, listening, signals, CrewMetrics(values)).run()
     _log.info("workers_ended")
 
 
@@ -116,12 +123,15 @@ class Supervisor:
         settings: of the workers.
         listening: what they accept from.
         signals: that this process has received.
+        metrics: of the parent.
     """
 
-    def __init__(self, settings: Settings, listening: socket.socket, signals: Signals) -> None:
+    def __init__(self, settings: Settings, listening: socket.socket, signals: Signals, metrics: CrewMetrics) -> None:
         self._settings = settings
         self._listening = listening
         self._signals = signals
+        self._metrics = metrics
+        metrics.wanted.set(settings.workers)
         self._places = [_Place(number) for number in range(settings.workers)]
         self._rolling: deque[_Place] = deque()  # still to be replaced
         self._turn: _Place | None = None  # being replaced
@@ -165,6 +175,7 @@ class Supervisor:
             if worker.process.sentinel in ready:
                 self._on_end(worker)
         self._on_time(time.monotonic())
+        self._metrics.up.set(sum(worker.up_since is not None and not worker.told for worker in self._workers()))
 
     def _workers(self) -> list[_Worker]:
         found = [each for place in self._places for each in (place.current, place.successor)]
@@ -289,6 +300,7 @@ class Supervisor:
 
     def _mourn(self, worker: _Worker, place: _Place) -> None:
         """Say how a worker ended that nobody had asked to."""
+        self._metrics.deaths.labels(worker.number).inc()
         code = worker.process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"status {code}"
         _log.error("worker_died", worker=worker.number, pid=worker.process.pid, how=how, deaths=place.deaths)

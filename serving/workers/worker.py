@@ -7,9 +7,13 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import structlog
+
+from recsys.errors import WindfireError
 from serving.draining import DrainingServer
 from serving.logs import configure_logs
-from serving.workers.folders import worker_settings
+from serving.worker_values import WorkerValues
+from serving.workers.folders import metrics_folder, worker_settings
 from serving.workers.talk import Word, hear, say
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     import uvicorn
 
     from serving.settings import Settings
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 def work(settings: Settings, number: int, listening: socket.socket, parent: Connection) -> None:
@@ -39,8 +45,13 @@ def work(settings: Settings, number: int, listening: socket.socket, parent: Conn
     say(parent, Word.PREPARED)
     if hear(parent) is not Word.GO:
         return
-    own = worker_settings(settings, number)
-    server = _WorkerServer(uvicorn_config(own), settings.drain_delay.total_seconds(), parent)
+    values = WorkerValues(metrics_folder(settings), str(number))
+    try:
+        config = uvicorn_config(worker_settings(settings, number), values)
+    except WindfireError as error:
+        _log.error("worker_refused", code=error.code, error=str(error))
+        raise SystemExit(1) from None
+    server = _WorkerServer(config, settings.drain_delay.total_seconds(), parent, values)
     with suppress(SystemExit):  # uvicorn's way to say that the start failed; its log line says why
         server.run(sockets=[listening])
     if not server.started:
@@ -50,9 +61,16 @@ def work(settings: Settings, number: int, listening: socket.socket, parent: Conn
 class _WorkerServer(DrainingServer):
     """Drains when its parent says so. SIGTERM is a wish that the parent hears first: it may be draining everybody."""
 
-    def __init__(self, config: uvicorn.Config, drain_delay: float, parent: Connection) -> None:
+    def __init__(self, config: uvicorn.Config, drain_delay: float, parent: Connection, values: WorkerValues) -> None:
         super().__init__(config, drain_delay)
         self._parent = parent
+        self._values = values
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; once of these the other workers get to know this one's gauges."""
+        if counter % 10 == 0:
+            self._values.refresh()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and tell the parent."""

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import TypeAdapter
 
-from serving.metrics import EngineMetrics, Metrics
+from serving.metrics import CrewMetrics, EngineMetrics, Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -22,7 +22,7 @@ _OTHERS = {"instance", "job", "le", "alertname", "alertstate"}  # labels of Prom
 
 def _known() -> dict[str, set[str]]:
     """Every series of /metrics with its labels."""
-    metrics = [value for part in (Metrics(), EngineMetrics()) for value in vars(part).values()]
+    metrics = [value for part in (Metrics(), EngineMetrics(), CrewMetrics()) for value in vars(part).values()]
     known = {}
     for metric in (one for one in metrics if isinstance(one, MetricWrapperBase)):
         for suffix in _SUFFIXES[str(metric._type)]:

@@ -26,7 +26,7 @@ from feature_store.opening import (
 from feature_store.reading import TAIL, Reason, Status
 from feature_store.redis_hashes import PlainHashes
 from feature_store.redis_store import RedisFeatureStore
-from feature_store.store import FeatureStore, Merge, Write, now_micros
+from feature_store.store import FeatureStore, Merge, Write, delete_entity, now_micros
 from feature_store.views import View
 from recsys.errors import ConfigError, DataError, UnavailableError
 
@@ -145,6 +145,20 @@ def test_a_full_tail_is_folded_before_it_takes_more(store: FeatureStore, raw: An
     store.merge([Merge(RECENT, "stuffed", [row(99)])])
     assert [entry[1] for entry in store.read([(RECENT, "stuffed")])[0].entries or []] == [*range(21, 70), 99]
     assert raw.strlen(RECENT.key("stuffed") + TAIL) < 100
+
+
+def test_a_deleted_history_leaves_none_of_its_bytes(store: FeatureStore, raw: Any) -> None:
+    store.merge([Merge(RECENT, "erased", [row(1, "folded")])])
+    store.put([Write(RECENT, "erased", None, now_micros() - 1_800_000_000)])  # folds
+    store.merge([Merge(RECENT, "erased", [row(2, "in the tail")])])
+    before = b"".join(raw.get(key) or b"" for key in raw.keys("wf:{erased}*"))
+    assert b"folded" in before
+    assert b"in the tail" in before
+    delete_entity(store, [RECENT], "erased", now_micros())
+    after = b"".join(raw.get(key) or b"" for key in raw.keys("wf:{erased}*"))
+    assert after != b""  # the mark
+    assert b"folded" not in after
+    assert b"in the tail" not in after
 
 
 def test_foreign_bytes_are_missing_and_give_way(store: FeatureStore, raw: Any) -> None:

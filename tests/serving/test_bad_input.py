@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from serving.errors import ErrorBody
 from serving.metrics import Metrics
 from serving.middleware import MAX_BODY_BYTES, BodyLimit, Observe
 from serving.settings import Settings
+from serving.watching import RequestWatch
 
 JSON = {"Content-Type": "application/json"}
 
@@ -65,6 +67,18 @@ def refused(client: TestClient, path: str, content: Any, status: int, code: str,
         ({"filters": {"brands": ["x"] * 1_001}}, "body.filters.brands"),
         ({"filters": {"allow": ["x"] * 10_001}}, "body.filters.allow"),
         ({"filters": {"unheard": 1}}, "body.filters.unheard"),
+        ({"caps": {"brand": 0}}, "body.caps.brand"),
+        ({"caps": {"category": 501}}, "body.caps.category"),
+        ({"caps": {"category_depth": 17}}, "body.caps.category_depth"),
+        ({"caps": {"colour": 1}}, "body.caps.colour"),
+        ({"caps": None}, "body.caps"),
+        ({"diversity": -0.1}, "body.diversity"),
+        ({"diversity": 1.1}, "body.diversity"),
+        ({"diversity": math.nan}, "body.diversity"),
+        ({"diversity": "1"}, "body.diversity"),
+        ({"cursor": "nonsense"}, "body.cursor"),
+        ({"cursor": "\ud800"}, "body.cursor"),
+        ({"cursor": 7}, "body.cursor"),
         ({"unheard": 1}, "body.unheard"),
         ([], "body"),
         ("text", "body"),
@@ -198,7 +212,7 @@ def test_a_client_that_leaves_while_sending_gets_no_answer() -> None:
         raise AssertionError
 
     metrics = Metrics()
-    app = Observe(BodyLimit(unreachable), metrics)
+    app = Observe(BodyLimit(unreachable), metrics, RequestWatch(metrics, timedelta(seconds=1)))
     asyncio.run(app({"type": "http", "headers": []}, receive, unreachable))
     labels = {"route": "unmatched", "tier": "", "status": "499"}
     assert metrics.registry.get_sample_value("windfire_request_seconds_count", labels) == 1
@@ -243,8 +257,8 @@ def test_every_error_is_in_the_openapi_document(client: TestClient) -> None:
     reference = {"$ref": "#/components/schemas/ErrorBody"}
     for path in ("/v1/recommend", "/v1/events"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "413", "422", "500", "503"}
-        for status in ("413", "422", "500", "503"):
+        assert set(responses) == {"200", "401", "403", "413", "422", "429", "500", "503"}
+        for status in ("401", "403", "413", "422", "429", "500", "503"):
             assert responses[status]["content"] == {"application/json": {"schema": reference}}
     assert set(document["paths"]["/readyz"]["get"]["responses"]) == {"200", "500", "503"}
     assert "HTTPValidationError" not in document["components"]["schemas"]

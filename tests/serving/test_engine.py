@@ -23,10 +23,12 @@ class Scripted:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.batches: list[list[int]] = []
+        self.small: list[list[bool]] = []
         self.away = False
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         self.batches.append([request.n for request in requests])
+        self.small.append([request.small for request in requests])
         self.entered.set()
         assert self.gate.wait(10)
         if any(request.n == 13 for request in requests):
@@ -236,7 +238,7 @@ def test_what_expires_in_the_queue_is_told_and_not_decoded(timed: InProcessEngin
     asyncio.run(scenario())
 
 
-def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcessEngine, clock: Clock) -> None:
+def test_a_request_that_would_be_answered_too_late_is_refused_at_once(timed: InProcessEngine, clock: Clock) -> None:
     async def scenario() -> None:
         slow, following = Scripted(), Scripted()
         first = await busy(timed, slow)
@@ -244,15 +246,52 @@ def test_a_request_that_would_begin_too_late_is_refused_at_once(timed: InProcess
         slow.gate.set()
         await first
         second = await busy(timed, following)  # done at 106, says the pace
-        waiting = asyncio.create_task(timed.recommend(request(2, deadline=107.0)))  # begins at 106
+        waiting = asyncio.create_task(timed.recommend(request(2, deadline=109.5)))  # answered at 109
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError, match="before the request's deadline"):
-            await timed.recommend(request(3, deadline=108.9))  # would begin at 109
-        admitted = asyncio.create_task(timed.recommend(request(4, deadline=109.1)))
+            await timed.recommend(request(3, deadline=111.9))  # would be answered at 112
+        admitted = asyncio.create_task(timed.recommend(request(4, deadline=112.1)))
         await asyncio.sleep(0)
         following.gate.set()
         await asyncio.gather(second, waiting, admitted)
         assert following.batches == [[1], [2, 4]]
+
+    asyncio.run(scenario())
+
+
+def test_a_queue_that_would_be_late_is_worked_off_with_the_small_beam(clock: Clock) -> None:
+    engine = InProcessEngine(EngineMetrics(), queue_limit=8, batch_limit=3, torch_threads=1, small=True, clock=clock)
+
+    async def scenario() -> list[list[bool]]:
+        slow, following = Scripted(), Scripted()
+        first = await busy(engine, slow)
+        clock.now += 1  # the pace is now a second a request
+        slow.gate.set()
+        await first
+        second = await busy(engine, following)
+        waiting = [asyncio.create_task(engine.recommend(request(n, deadline=108.0))) for n in range(2, 7)]
+        await asyncio.sleep(0)
+        following.gate.set()
+        await asyncio.gather(second, *waiting)
+        assert following.batches == [[1], [2, 3, 4], [5, 6]]
+        return following.small
+
+    try:
+        # Four seconds of work, at .8 s each after a quick batch, of the last's seven; then little is left.
+        assert asyncio.run(scenario()) == [[False], [True] * 3, [False] * 2]
+    finally:
+        engine.close()
+
+
+def test_an_idle_engine_tries_what_its_pace_forbids(timed: InProcessEngine, clock: Clock) -> None:
+    async def scenario() -> None:
+        scripted = Scripted()
+        first = await busy(timed, scripted)
+        clock.now += 60  # a moment in which the machine stood still
+        scripted.gate.set()
+        await first
+        for _ in range(3):
+            assert (await timed.recommend(request(2, deadline=clock.now + 1))).catalog_version == "2"
 
     asyncio.run(scenario())
 
@@ -270,7 +309,7 @@ def test_cancelled_requests_delay_nobody(timed: InProcessEngine, clock: Clock) -
         for task in gone:
             task.cancel()
         await asyncio.sleep(0)
-        stays = asyncio.create_task(timed.recommend(request(4, deadline=107.0)))
+        stays = asyncio.create_task(timed.recommend(request(4, deadline=109.5)))
         await asyncio.sleep(0)
         following.gate.set()
         await asyncio.gather(second, stays)

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from recsys.bundle import Registry
 from serving.app import create_app
 from serving.errors import ErrorBody
+from serving.paging import Page, read_cursor
 from serving.schemas import RecommendAnswer
 from serving.settings import Settings
 
@@ -59,6 +60,8 @@ filters = st.fixed_dictionaries(
         "deny": st.lists(identifiers, max_size=50),
     },
 )
+cursors = st.lists(identifiers.filter(bool), min_size=1, max_size=20).map(lambda shown: Page("r", 1, shown).cursor())
+schemathesis.openapi.format("windfire-cursor", cursors)
 good = st.fixed_dictionaries(
     {"history": st.lists(identifiers, max_size=60)},
     optional={
@@ -67,6 +70,9 @@ good = st.fixed_dictionaries(
         "scene": st.sampled_from(["home", "cart"]) | st.text(st.characters(codec="utf-8"), min_size=1, max_size=64),
         "filters": filters,
         "exclude_seen": st.booleans(),
+        "caps": st.fixed_dictionaries({}, optional=dict.fromkeys(("brand", "category"), st.integers(1, 500))),
+        "diversity": st.sampled_from([0, 0.0, 0.3, 1]),
+        "cursor": cursors,
     },
 )
 anything = st.recursive(
@@ -93,14 +99,20 @@ def test_random_histories_are_answered(fuzzed: TestClient, body: dict[str, Any])
     shown = [item.item_id for item in answer.items]
     assert len(set(shown)) == len(shown) == answer.counts.returned <= answer.counts.requested == body.get("n", 10)
     assert answer.truncated == (len(shown) < answer.counts.requested)
-    assert [item.position for item in answer.items] == list(range(len(shown)))
+    before = read_cursor(body["cursor"]).shown if "cursor" in body else []
+    assert [item.position for item in answer.items] == list(range(len(before), len(before) + len(shown)))
     rules = body.get("filters", {})
-    refused = {*rules.get("deny", []), *(body["history"] if body.get("exclude_seen", True) else []), *ITEMS[:5]}
+    refused = {
+        *before,
+        *rules.get("deny", []),
+        *(body["history"] if body.get("exclude_seen", True) else []),
+        *ITEMS[:5],
+    }
     assert not refused & set(shown)
     assert rules.get("allow") is None or set(shown) <= set(rules["allow"])
     for source in {item.source for item in answer.items}:
         scores = [item.score for item in answer.items if item.source == source]
-        assert scores == sorted(scores, reverse=True)
+        assert body.get("diversity") or scores == sorted(scores, reverse=True)
 
 
 @settings(max_examples=EXAMPLES)

@@ -68,6 +68,10 @@ def test_units_are_in_the_types(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BUNDLE_POLL", "PT0S"),
         ("BUNDLE_POLL", "2"),
         ("DRAIN_DELAY", "-PT1S"),
+        ("GATE_TOLERANCES", '{"*":1.5}'),
+        ("GATE_TOLERANCES", "[]"),
+        ("GATE_INCOMPARABLE", "perhaps"),
+        ("WARMUP_REQUESTS", "1001"),
         ("EVENT_CLOCK_SKEW", "PT5M0.000001S"),
         ("HISTORY_DEADLINE", "PT0S"),
         ("HISTORY_STORE", "http://host"),
@@ -135,6 +139,15 @@ def test_the_command_names_a_list_that_is_no_json(monkeypatch: pytest.MonkeyPatc
     assert isinstance(error, ConfigError)
     assert (error.field, error.value) == ("WINDFIRE_HISTORY_ACTIONS", "click,cart")
     assert "JSON list" in error.message
+
+
+def test_the_command_names_a_table_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDFIRE_GATE_TOLERANCES", "0.05")
+    with pytest.raises(ConfigError, match="WINDFIRE_GATE_TOLERANCES"):
+        read_settings()
+    monkeypatch.setenv("WINDFIRE_GATE_TOLERANCES", "valid.ndcg@10=0.05")
+    with pytest.raises(ConfigError, match="JSON object"):
+        read_settings()
 
 
 def test_a_port_that_is_taken_is_an_error_of_the_command(

@@ -139,6 +139,31 @@ class FewItems:
         return self._decoder.decode(*arguments, k=min(k, self._items), **rest)
 
 
+class Noting:
+    """A decoder that remembers how wide it was asked to search."""
+
+    name = "nezha"
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self.beams: list[int] = []
+
+    def decode(self, *arguments: Any, beam: int, **rest: Any) -> Any:
+        self.beams.append(beam)
+        return self._decoder.decode(*arguments, beam=beam, **rest)
+
+
+def test_a_small_request_is_decoded_with_the_small_beam(served_bundle: Bundle, recommender: BundleRecommender) -> None:
+    noting = Noting(recommender._decoder)
+    tested = BundleRecommender(served_bundle, noting, beam=12, small_beam=3)
+    asked = [ask(tested, ["item-29"], n=2, small=small) for small in (False, True)]
+    assert [answer.served_by for answer in asked] == ["nezha", "nezha_small"]
+    assert {source for answer in asked for source in sources(answer)} == {"nezha"}
+    assert ask(tested, ["item-29"], n=7, small=True).served_by == "nezha_small"
+    assert noting.beams == [12, 3, 7]  # never fewer than items are wanted
+    assert ask(tested, [], small=True).served_by == "popular_scene"
+
+
 def test_a_decoder_that_falls_short_is_filled_up(served_bundle: Bundle, recommender: BundleRecommender) -> None:
     few = BundleRecommender(served_bundle, FewItems(recommender._decoder, 1), beam=10, retrieval=None)
     answer = ask(few, ["item-29", "item-31"], n=43, scene="home", exclude_seen=False)
@@ -224,7 +249,10 @@ def naive_eligible(bundle: Bundle, request: EngineRequest) -> set[str]:
             not conditions.categories
             or any(tuple((row["category_path"] or [])[: len(path)]) == path for path in conditions.categories)
         )
-        and (conditions.price_min_micros is None or (row["price_micros"] or -1) >= conditions.price_min_micros)
+        and (
+            conditions.price_min_micros is None
+            or (-1 if row["price_micros"] is None else row["price_micros"]) >= conditions.price_min_micros
+        )
         and (
             conditions.price_max_micros is None
             or (-1 if row["price_micros"] is None else row["price_micros"]) in range(conditions.price_max_micros + 1)

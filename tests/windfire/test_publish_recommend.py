@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,10 @@ from feature_store.embedded import EmbeddedFeatureStore
 from feature_store.standard import USER_RECENT
 from feature_store.store import Merge
 from recsys.bundle import Registry
-from recsys.errors import ConfigError, DataError, InputError, UnavailableError, WindfireError
+from recsys.bundle.promotion import moves
+from recsys.errors import ConfigError, DataError, GateError, InputError, UnavailableError, WindfireError
 from recsys.records import EVENTS, TablesManifest
-from recsys.storage import read_json
+from recsys.storage import read_json, write_json_atomically
 from windfire.commands import publish, recommend
 
 
@@ -35,6 +37,34 @@ def test_publish_list_and_rollback(tiny_registry: Registry, tiny_work: Path, tin
         call(publish.app, "--registry", root, "--rollback")
     with pytest.raises(ConfigError, match="nothing to publish"):
         call(publish.app, "--registry", root, "--run", tiny_run)
+
+
+def test_the_gate_stands_before_a_publish(
+    tiny_registry: Registry, tiny_work: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, served = tiny_registry.root, tiny_registry.current()
+    run = tmp_path / "worse"
+    shutil.copytree(tiny_run, run)
+    write_json_atomically(
+        run / "manifest.json", read_json(run / "manifest.json") | {"metrics": {"valid.ndcg@10": 0.09}}
+    )
+    config = read_json(run / "model" / "config.json")
+    write_json_atomically(run / "model" / "config.json", config | {"dropout": 0.123})
+    arguments = ("--registry", root, "--run", run, "--data", tiny_work)
+    with pytest.raises(GateError, match=r"valid\.ndcg@10 0\.1000 -> 0\.0900 \(-10\.0%, allowed -5\.0%\)"):
+        call(publish.app, *arguments)
+    (_, worse) = tiny_registry.versions()
+    assert tiny_registry.current() == served, "it is published and not served"
+    with pytest.raises(GateError):
+        call(publish.app, "--registry", root, "--to", worse)
+    monkeypatch.setenv("WINDFIRE_GATE_TOLERANCES", '{"valid.ndcg@10": 0.2}')
+    assert "gate: passed" in call(publish.app, "--registry", root, "--to", worse).stdout
+    assert f"serving {served}" in call(publish.app, "--registry", root, "--rollback").stdout
+    monkeypatch.setenv("WINDFIRE_GATE_TOLERANCES", '{"*": 0}')
+    forced = call(publish.app, *arguments, "--force", "we know")
+    assert f"unchanged: this content is published as {worse}" in forced.stdout
+    assert "gate: forced: valid.ndcg@10 0.1000" in forced.stdout
+    assert moves(tiny_registry)[-1]["reason"] == "we know"
 
 
 @pytest.fixture

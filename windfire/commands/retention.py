@@ -16,7 +16,7 @@ def command(
 ) -> None:
     """Remove segments of the logs that are older than WINDFIRE_EVENT_RETENTION and WINDFIRE_EXPOSURE_RETENTION.
 
-    A running server does it by itself every hour, and has the logs locked.
+    The logs of all workers are looked at. A running server does it by itself every hour, and has the logs locked.
     """
     import time
     from contextlib import closing
@@ -24,11 +24,13 @@ def command(
     from recsys.event_log import SegmentLog
     from serving.retention import remove_old
     from serving.settings import read_settings
+    from serving.workers.folders import states_with_logs
 
     settings = read_settings(state=state)
-    with (
-        closing(SegmentLog(settings.state / "events")) as events,
-        closing(SegmentLog(settings.state / "exposures")) as exposures,
-    ):
-        removed = remove_old(settings, events, exposures, time.time_ns() // 1_000)
-    typer.echo(f"segments removed: {removed.events} of events, {removed.exposures} of exposures")
+    removed = []
+    for folder in states_with_logs(settings.state):
+        with closing(SegmentLog(folder / "events")) as events, closing(SegmentLog(folder / "exposures")) as exposures:
+            own = settings.model_copy(update={"state": folder})
+            removed.append(remove_old(own, events, exposures, time.time_ns() // 1_000))
+    of_events, of_exposures = (sum(counts) for counts in zip(*removed, strict=True))
+    typer.echo(f"segments removed: {of_events} of events, {of_exposures} of exposures")

@@ -284,3 +284,16 @@ def test_an_exposure_that_contradicts_itself_is_refused(change: dict[str, Any], 
     with pytest.raises(InputError) as caught:
         exposure(**change)
     assert caught.value.field == field
+
+
+def test_exposures_of_an_earlier_release_are_read(tmp_path: Path) -> None:
+    later = {"page": 2, "caps": {"brand": 2}, "diversity": 0.5}
+    log = ExposureLog(tmp_path)
+    log.append([exposure(), exposure(**later)])
+    log.close()
+    written = [msgspec.json.decode(record) for _, record in read_records(tmp_path)]
+    assert written[1] == written[0] | later
+    assert not set(later) & set(written[0]), "what an earlier release wrote, too"
+    old, new = (each for _, each in read_exposures(tmp_path))
+    assert (old.page, old.caps, old.diversity) == (0, {}, 0.0)
+    assert (new.page, new.caps, new.diversity) == (2, {"brand": 2}, 0.5)

@@ -275,3 +275,43 @@ def test_whoever_was_answered_sees_the_change_whatever_happens_beside(
 
     asyncio.run(run())
     assert CatalogLog(tmp_path / "log").end == 96
+
+
+def test_what_is_deleted_between_two_pages_does_not_show(client: TestClient) -> None:
+    names = [f"paged-{n}" for n in range(4)]
+    for name in names:
+        assert client.put(f"/v1/items/{name}", json=BODY).status_code in {200, 201}
+    body = {"history": ["item-11"], "n": 2, "filters": {"allow": [*names, "item-12"]}}
+    first = client.post("/v1/recommend", json=body).json()
+    shown = {item["item_id"] for item in first["items"]}
+    gone, kept = min(set(names) - shown), max({*names, "item-12"} - shown)
+    assert client.delete(f"/v1/items/{gone}").status_code == 200
+    assert client.put("/v1/items/paged-later", json=BODY).status_code in {200, 201}
+    body["filters"] = {"allow": [*names, "item-12", "paged-later"]}
+    rest = client.post("/v1/recommend", json=body | {"n": 9, "cursor": first["next_cursor"]}).json()
+    following = [item["item_id"] for item in rest["items"]]
+    assert gone not in following
+    assert {kept, "paged-later"} <= set(following)
+    assert sorted(following) == sorted({*names, "item-12", "paged-later"} - shown - {gone})
+    assert (rest["request_id"], rest["next_cursor"]) == (first["request_id"], None)
+    client.delete("/v1/items/paged-later")
+
+
+def test_caps_count_new_items_and_new_names(client: TestClient) -> None:
+    for n in range(5):
+        body = BODY | {"brand": f"Paged {n % 2}", "category_path": ["All", "Nails", f"Kind {n % 3}"]}
+        assert client.put(f"/v1/items/capped-{n}", json=body).status_code in {200, 201}
+    assert client.put("/v1/items/item-20", json=BODY | {"brand": "Paged 0"}).status_code == 200
+    only = {"allow": ["item-20", *(f"capped-{n}" for n in range(5))]}
+
+    def found(**rest: Any) -> list[str]:
+        answer = client.post("/v1/recommend", json={"history": ["item-11"], "filters": only, **rest}).json()
+        return [item["item_id"] for item in answer["items"]]
+
+    assert len(found()) == 6
+    paged = {"item-20": 0, **{f"capped-{n}": n % 2 for n in range(5)}}
+    assert sorted(paged[item] for item in found(caps={"brand": 1})) == [0, 1]
+    assert len(found(caps={"category": 1})) == 4
+    assert len(found(caps={"category": 1, "category_depth": 2})) == 1
+    assert sorted(paged[item] for item in found(caps={"brand": 1}, diversity=1.0)) == [0, 1]
+    assert set(found(diversity=0.5)) == set(paged)

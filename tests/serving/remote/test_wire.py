@@ -22,6 +22,7 @@ from recsys.errors import (
 )
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, Seek, SlateItem
 from serving.item_changes import ItemChange, ItemChanged
+from serving.layout import Layout
 from serving.remote.wire import (
     MAX_FRAME,
     VERSION,
@@ -58,6 +59,7 @@ filters = st.builds(
     micros,
 )
 seeks = st.builds(Seek, st.none() | text, st.none() | text, st.none() | st.sampled_from(["text", "given"]))
+caps = st.none() | st.integers(1, 500)
 requests = st.builds(
     EngineRequest,
     history=st.lists(text, max_size=8),
@@ -70,8 +72,12 @@ requests = st.builds(
     exclude_seen=st.booleans(),
     deadline=st.none(),
     seek=st.none() | seeks,
+    layout=st.builds(Layout, caps, caps, st.none() | st.integers(1, 16), st.floats(0, 1)),
+    shown=st.lists(text, max_size=4),
+    request_id=st.none() | text,
+    unit=st.none() | text,
 )
-versions = st.builds(EngineVersions, text, text, text)
+versions = st.builds(EngineVersions, text, text, text, st.none() | text, st.none() | text)
 items = st.builds(SlateItem, text, st.floats(allow_nan=False), text, st.none() | text)
 counts = st.builds(EngineCounts, numbers, numbers, numbers, numbers)
 answers = st.builds(
@@ -85,6 +91,8 @@ answers = st.builds(
     counts,
     numbers,
     st.none() | st.sampled_from(["unknown_item", "no_index", "no_encoder"]),
+    st.booleans(),
+    st.dictionaries(text, text, max_size=2),
 )
 values = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | text
 micros_or_none = st.none() | st.integers(0, 10**17)

@@ -20,6 +20,7 @@ from serving.auth import Authenticate
 from serving.errors import ErrorBody
 from serving.item_routes import router as item_router
 from serving.keys import KeyRing, Scope
+from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import Metrics
 from serving.routes import router
 from serving.scopes import SCOPES, ScopeTable
@@ -29,7 +30,7 @@ from serving.user_routes import router as user_router
 if TYPE_CHECKING:
     from tests.serving.security.conftest import KeyFile
 
-NAMES = {"{item_id}": "i1", "{user_id:path}": "u1"}
+NAMES = {"{item_id}": "i1", "{user_id:user}": "u1"}
 CLOSED = [(method, path, scope) for (method, path), scope in SCOPES.items() if scope is not None]
 OPEN = [(method, path) for (method, path), scope in SCOPES.items() if scope is None]
 
@@ -43,17 +44,17 @@ def filled(template: str) -> str:
 def declared(client: TestClient) -> set[tuple[str, str]]:
     """Every (method, template) that the application answers."""
     application: Any = client.app
-    listed = [*application.routes, *router.routes, *item_router.routes, *user_router.routes]
+    listed = [*application.routes, *router.routes, *item_router.routes, *user_router.routes, *admin_router.routes]
     routes = [route for route in listed if isinstance(route, Route)]
     return {(method, route.path) for route in routes for method in route.methods or ()}
 
 
-def test_every_route_declares_its_scope_and_nothing_else_does(client: TestClient) -> None:
-    document: dict[str, dict[str, Any]] = client.get("/openapi.json").json()["paths"]
+def test_every_route_declares_its_scope_and_nothing_else_does(guarded: TestClient) -> None:
+    document: dict[str, dict[str, Any]] = guarded.get("/openapi.json").json()["paths"]
     public = {(method.upper(), path) for path, operations in document.items() for method in operations}
-    templates = {(method, path.replace(":path", "")) for method, path in SCOPES}
+    templates = {(method, path.replace(":user", "")) for method, path in SCOPES}
     assert public <= templates  # a router that nobody named here is in the document all the same
-    assert declared(client) == set(SCOPES)
+    assert declared(guarded) == set(SCOPES)
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), CLOSED)
@@ -139,7 +140,7 @@ closed = "not declared"
 )
 def test_the_table_knows_a_path_as_the_router_does(path: str, method: str) -> None:
     connection = {"type": "http", "path": f"/{path}", "method": method}
-    listed = [*router.routes, *item_router.routes, *user_router.routes]
+    listed = [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes]
     routes = [route for route in listed if isinstance(route, Route) and route.matches(connection)[0] is Match.FULL]
     wanted: list[Scope | str | None] = [SCOPES[method, route.path] for route in routes[:1]]
     rules: dict[str, Any] = ScopeTable().rules(f"/{path}")
@@ -231,14 +232,17 @@ def test_nothing_of_a_refused_body_is_read(key_file: KeyFile) -> None:
     assert sent[-1] == {"type": "websocket.close", "code": 1008}
 
 
-def test_the_document_names_scope_and_refusals_of_every_operation(client: TestClient) -> None:
-    document = client.get("/openapi.json").json()
+@pytest.mark.parametrize(("server", "instead"), [("guarded", []), ("client", [{}])])
+def test_the_document_names_scope_and_refusals_of_every_operation(
+    request: pytest.FixtureRequest, server: str, instead: list[dict[str, list[str]]]
+) -> None:
+    document = request.getfixturevalue(server).get("/openapi.json").json()
     assert document["components"]["securitySchemes"]["ApiKey"]["scheme"] == "bearer"
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            template = next(key for key in SCOPES if key[0] == method.upper() and key[1].replace(":path", "") == path)
+            template = next(key for key in SCOPES if key[0] == method.upper() and key[1].replace(":user", "") == path)
             scope = SCOPES[template]
-            assert operation["security"] == ([] if scope is None else [{"ApiKey": [scope.value]}])
+            assert operation["security"] == ([] if scope is None else [{"ApiKey": [scope.value]}, *instead])
             assert ({"401", "403", "429"} <= set(operation["responses"])) == (scope is not None)
 
 

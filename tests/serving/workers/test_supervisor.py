@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, UnavailableError
 from serving.settings import Settings
-from serving.workers.folders import check_workers, shared_state, worker_settings
+from serving.workers.folders import alone, check_workers, shared_state, worker_settings
 from serving.workers.supervisor import FIRST_PAUSE, LONGEST_PAUSE, bound, pause_after
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ def test_workers_share_what_is_no_log(tmp_path: Path) -> None:
     assert shared_state(alone) == tmp_path
 
 
+def test_a_state_has_one_parent(tmp_path: Path) -> None:
+    refused = pytest.raises(UnavailableError, match="another server")
+    with alone(tmp_path / "state"), refused, alone(tmp_path / "state"):
+        pytest.fail("two have it")
+    with alone(tmp_path / "state"):
+        pass
+
+
 def test_a_port_is_bound_once() -> None:
     with bound("127.0.0.1", 0) as listening:
         host, port = listening.getsockname()
@@ -51,7 +59,9 @@ def test_a_port_is_bound_once() -> None:
 
 
 def test_what_no_worker_can_start_with_ends_the_parent(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("no directory")
+    (tmp_path / "state").mkdir()
+    for worker in range(2):
+        (tmp_path / "state" / f"worker-{worker}").write_text("no directory")
     command = [sys.executable, "-c", "from windfire.cli import main; main()", "serve", "--workers", "2", "--port", "0"]
     where = ["--state", str(tmp_path / "state"), "--registry", str(tmp_path)]
     variables = {"WINDFIRE_HISTORY_STORE": f"lmdb:{tmp_path / 'lmdb'}", "WINDFIRE_ENGINE_SOCKET": str(tmp_path / "no")}

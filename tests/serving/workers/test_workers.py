@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -16,13 +17,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.event_log import read_exposures
+from serving.metrics import EngineMetrics
 
 Start = Callable[..., Any]
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 CLIENTS = 6
+ENGINES = {family.name for family in EngineMetrics().registry.collect()}
 PATIENT = {"WINDFIRE_KEEP_ALIVE": "PT2M", "WINDFIRE_DRAIN_TIMEOUT": "PT1M"}  # a slow machine is no failure
 
 
@@ -237,6 +243,76 @@ def test_every_worker_has_logs_of_its_own_and_answers(crew: Crew) -> None:
         until(partial(any_exposure, state), f"{state} has answered")
     assert seen.broken == []
     assert not (crew.server.state / "events").exists()
+
+
+def samples(text: bytes) -> Samples:
+    """Everything but gauges, and what the engine shows when it has the time."""
+    families = text_string_to_metric_families(text.decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+        if family.type in {"counter", "histogram"} and family.name not in ENGINES
+    }
+
+
+def answers_in(shown: Samples) -> dict[str, float]:
+    """Recommend requests by status."""
+    return {
+        dict(labels)["status"]: value
+        for (name, labels), value in shown.items()
+        if name == "windfire_request_seconds_count" and dict(labels)["route"] == "/v1/recommend"
+    }
+
+
+def send(crew: Crew, bodies: list[dict[str, Any]]) -> None:
+    """Each over a connection of its own, to whichever worker takes it."""
+    for body in bodies:
+        connection = http.client.HTTPConnection(urlsplit(crew.server.url).netloc, timeout=30)
+        connection.request("POST", "/v1/recommend", json.dumps(body), {"Content-Type": "application/json"})
+        connection.getresponse().read()
+        connection.close()
+
+
+def counted(crew: Crew, expected: dict[str, float]) -> bool:
+    return answers_in(samples(crew.ask("/metrics")[2])) == expected
+
+
+def test_metrics_are_the_sum_of_all_workers_and_never_go_back(crew: Crew) -> None:
+    rng = random.Random(5)
+    began = samples(crew.ask("/metrics")[2])
+    before, sent = began, {"200": 0, "422": 0}
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        good, bad = rng.randrange(20, 40), rng.randrange(5, 10)
+        send(crew, rng.sample([{"n": 3}] * good + [{"n": 0}] * bad, good + bad))
+        sent["200"] += good
+        sent["422"] += bad
+        expected = {status: answers_in(began).get(status, 0) + count for status, count in sent.items()}
+        # A request is counted behind its answer, which may be on the way for longer than this test's next question.
+        until(partial(counted, crew, expected), f"{expected} are counted")
+        shown = samples(crew.ask("/metrics")[2])
+        assert {key for key, value in before.items() if shown.get(key, -1.0) < value} == set()
+        before = shown
+        pid = crew.pid(1)
+        os.kill(pid, end)
+        until(partial(crew.replaced, 1, pid), "the next life begins")
+    shown = samples(crew.ask("/metrics")[2])
+    assert answers_in(shown) == answers_in(before)
+    assert {key for key, value in before.items() if shown.get(key, -1.0) < value} == set()
+
+
+def test_a_user_is_forgotten_by_all_workers(crew: Crew) -> None:
+    row = {"user_id": "gone", "item_id": "item-01", "action": "click"}
+    for n in range(16):  # each to whichever worker takes the connection
+        sent = {"events": [{"event_id": f"gone{n}", **row}]}
+        assert httpx.post(f"{crew.server.url}/v1/events", json=sent, timeout=30).json()["accepted"] == 1
+    place = f"{crew.server.url}/v1/users/gone"
+    before = json.loads(httpx.get(f"{place}/export", timeout=30).text.splitlines()[-1])
+    assert before["counts"]["event"] == 16
+    erased = httpx.delete(place, timeout=60)
+    assert (erased.status_code, erased.json()["erased"]["event"]) == (200, 16)
+    after = json.loads(httpx.get(f"{place}/export", timeout=30).text.splitlines()[-1])
+    assert set(after["counts"].values()) == {0}
 
 
 def unready(crew: Crew) -> Any:

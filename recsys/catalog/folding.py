@@ -1,0 +1,142 @@
+"""Compaction of the catalogue log: the records that still matter, in a file beside a bundle's snapshot.
+
+Nothing is made up: what is kept is a part of the log, in its order and with its sequence numbers. Of an item these are
+the records that placed it, the one that gave it its words, its last upsert, and what was said of it since. Who applies
+them and then the rest of the log comes to the state that the whole log leads to, under every tokenizer.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from recsys.catalog.changes import Upsert, decode_change, encode_change
+from recsys.errors import CorruptionError
+from recsys.event_log.segments import frame, scan
+from recsys.storage import write_bytes_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from recsys.catalog.changes import Change
+
+CHANGES: Final = "changes.log"
+"""The file's name in a bundle."""
+
+_FORMAT: Final = "windfire.changes/1"
+_NUMBER_BYTES: Final = 8
+
+Numbered = tuple[int, "Change"]
+
+
+class Folded(NamedTuple):
+    """What a stretch of the log came to.
+
+    Attributes:
+        start: sequence number of the stretch's first record.
+        end: that follows its last.
+        records: those of it that are kept, as (sequence number, change), rising.
+    """
+
+    start: int
+    end: int
+    records: list[Numbered]
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    format: str
+    start: int
+    end: int
+
+
+def fold(records: Iterable[Numbered]) -> list[Numbered]:
+    """Leave out what later records have overtaken.
+
+    Args:
+        records: (sequence number, change), rising; may be folded already.
+
+    Returns:
+        Some of them, in their order: at most about six of an item, however often it changed.
+    """
+    items: dict[str, _Item] = {}
+    for number, change in records:
+        items.setdefault(change.item_id, _Item()).take(number, change)
+    kept = {number: change for item in items.values() for number, change in item.kept()}
+    return sorted(kept.items(), key=lambda record: record[0])
+
+
+def write_folded(path: Path, folded: Folded) -> None:
+    """Write a file that is whole or absent."""
+    head = msgspec.json.encode(_Head(format=_FORMAT, start=folded.start, end=folded.end))
+    rows = (number.to_bytes(_NUMBER_BYTES, "little") + encode_change(change) for number, change in folded.records)
+    write_bytes_atomically(path, b"".join(map(frame, (head, *rows))))
+
+
+def read_folded(path: Path) -> Folded:
+    """Undo `write_folded`.
+
+    Raises:
+        CorruptionError: the file is damaged, or of another format.
+    """
+    payloads = [payload for _, payload in scan(path, last=False)]
+    try:
+        head = msgspec.json.decode(payloads[0] if payloads else b"", type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _foreign(path) from error
+    records = [
+        (int.from_bytes(payload[:_NUMBER_BYTES], "little"), decode_change(payload[_NUMBER_BYTES:]))
+        for payload in payloads[1:]
+    ]
+    numbers = [head.start - 1, *(number for number, _ in records), head.end]
+    if head.format != _FORMAT or any(below >= above for below, above in pairwise(numbers)):
+        raise _foreign(path)
+    return Folded(head.start, head.end, records)
+
+
+class _Item:
+    """The records of one item that matter."""
+
+    def __init__(self) -> None:
+        self._placed: dict[tuple[str, tuple[int, ...]] | None, Numbered] = {}  # the first by what semantic ID it gives
+        self._worded: Numbered | None = None  # the last that brought other words
+        self._last: Numbered | None = None
+        self._words: tuple[object, ...] | None = None
+        self._since: dict[type, Numbered] = {}
+
+    def take(self, number: int, change: Change) -> None:
+        record = number, change
+        if not isinstance(change, Upsert):
+            self._since[type(change)] = record
+            return
+        self._since.clear()
+        self._last = record
+        words = change.title, change.category_path, change.brand, change.text
+        if _tells(change):
+            encoded = change.encoded
+            given = None if encoded is None or not encoded.codes else (encoded.tokenizer, encoded.codes)
+            self._placed.setdefault(given, record)
+            if words != self._words:
+                self._worded = record
+        self._words = words
+
+    def kept(self) -> list[Numbered]:
+        upserts = [*self._placed.values(), self._worded, self._last]
+        return [record for record in (*upserts, *self._since.values()) if record is not None]
+
+
+def _tells(change: Upsert) -> bool:
+    """Whether a semantic ID or a vector may be made of it."""
+    names = (change.title, *change.category_path, change.brand, change.text)
+    return change.encoded is not None or any(letter.isalnum() for name in names if name for letter in name)
+
+
+def _foreign(path: Path) -> CorruptionError:
+    return CorruptionError(
+        f"{path.name} holds no changes of a catalogue in the form {_FORMAT}",
+        field="file",
+        value=str(path),
+        remedy="publish the bundle again, or roll back to another version",
+    )

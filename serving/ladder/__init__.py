@@ -1,0 +1,1 @@
+"""The request path that always answers: tiers, deadlines, breakers, the limit of concurrency, kept answers."""

@@ -1,0 +1,1 @@
+"""How bundles come and go: warm-up, canary, shadow, worker reports, admin routes, draining (docs/lifecycle.md)."""

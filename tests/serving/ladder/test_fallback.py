@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recsys.bundle import Bundle, Registry
+from recsys.catalog import CatalogFilter
+from recsys.catalog.changes import Change, Delete, Expire, Stock, Upsert
+from recsys.catalog.log import CatalogLog
+from recsys.errors import CorruptionError, UnavailableError
+from serving.engine import EngineAnswer, EngineRequest, SlateItem
+from serving.ladder.fallback import Fallback, Loaded, load_tables
+
+KNOWN = ["item-11", "item-12", "item-13"]
+NOW = 2_000_000
+ITEMS = [f"item-{n:02d}" for n in range(48)]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> CatalogLog:
+    return CatalogLog(tmp_path / "catalog_log")
+
+
+@pytest.fixture
+def tables(served_registry: Registry, tmp_path: Path, log: CatalogLog) -> Loaded:
+    return load(served_registry, tmp_path, log)
+
+
+def load(registry: Registry, folder: Path, log: CatalogLog) -> Loaded:
+    version = registry.current()
+    assert version is not None
+    return load_tables(registry, version, markers=folder / "verified", log=log)
+
+
+def append(log: CatalogLog, *changes: Change) -> None:
+    with log.writing() as writer:
+        writer.append(changes)
+
+
+def asked(history: Sequence[str] = (), n: int = 48, **rest: object) -> EngineRequest:
+    return EngineRequest(history=history, n=n, time=NOW, **rest)  # type: ignore[arg-type]
+
+
+def shown(answer: EngineAnswer) -> list[str]:
+    return [item.item_id for item in answer.items]
+
+
+def test_a_history_is_answered_by_its_neighbours_and_nobody_by_what_is_popular(
+    tables: Loaded, served_bundle: Bundle
+) -> None:
+    near = tables.answer(asked(KNOWN, 5), ())
+    (item,) = served_bundle.item_ids.lookup(KNOWN[-1:])
+    neighbours = served_bundle.item_ids.ids(served_bundle.item_to_item.of(item)[0])
+    assert (near.served_by, near.decoder, near.items[0].source) == ("item_to_item", None, "item_to_item")
+    assert set(neighbours) & set(shown(near))
+    assert not set(KNOWN) & set(shown(near))
+    assert near.catalog_version == f"{served_bundle.manifest.version}.0"
+    assert tables.answer(asked(scene="home"), ()).served_by == "popular_scene"
+    assert tables.answer(asked(scene="nowhere"), ()).served_by == "popular_memory"
+
+
+def test_kept_items_come_first_as_far_as_they_may_be_shown_now(tables: Loaded, log: CatalogLog) -> None:
+    append(log, Delete(item_id="item-31", time=1))
+    names = ["item-30", "item-31", "unheard-of", "item-00", "item-32", "item-33"]
+    kept = [SlateItem(name, -float(place), "nezha", None) for place, name in enumerate(names)]
+    answer = tables.answer(asked(KNOWN, 6, deny=["item-33"]), kept)
+    assert (shown(answer)[:2], answer.served_by) == (["item-30", "item-32"], "cached")
+    assert [item.source for item in answer.items[:2]] == ["cached", "cached"]
+    assert (len(answer.items), answer.truncated, answer.ineligible) == (6, False, 0)
+    assert "cached" not in {item.source for item in answer.items[2:]}
+
+
+def test_what_happened_to_items_is_known_to_every_tier(tables: Loaded, log: CatalogLog) -> None:
+    append(
+        log,
+        Delete(item_id="item-20", time=1),
+        Stock(item_id="item-21", time=1, stock=0),
+        Expire(item_id="item-22", time=1, until=NOW - 1),
+        Upsert(item_id="new-1", time=1, title="New"),
+    )
+    answer = tables.answer(asked(KNOWN), ())
+    assert not {"item-20", "item-21", "item-22"} & set(shown(answer))
+    assert "new-1" in shown(answer)
+    assert answer.catalog_version.endswith(".4")
+    memory = tables.memory.answer(asked(KNOWN))
+    assert not {"item-20", "item-21", "item-22", *KNOWN} & set(shown(memory))
+    assert (memory.served_by, memory.catalog_version) == ("popular_memory", answer.catalog_version)
+
+
+def test_a_start_behind_the_log_knows_it_at_once(served_registry: Registry, tmp_path: Path, log: CatalogLog) -> None:
+    append(log, *(Delete(item_id=item, time=1) for item in ITEMS[10:40]))
+    tables = load(served_registry, tmp_path, log)
+    assert not set(ITEMS[10:40]) & {*shown(tables.memory.answer(asked())), *shown(tables.answer(asked(), ()))}
+
+
+IDS = st.sampled_from([*ITEMS, "unheard-of"])
+REQUESTS = st.builds(
+    EngineRequest,
+    history=st.lists(IDS, max_size=8),
+    n=st.integers(1, 60),
+    time=st.just(NOW),
+    scene=st.sampled_from([None, "home", "nowhere"]),
+    conditions=st.builds(
+        CatalogFilter,
+        brands=st.sampled_from([(), ("Brand 1", "Brand 2")]),
+        price_min_micros=st.sampled_from([None, 10_000_000]),
+        price_max_micros=st.sampled_from([None, 40_000_000]),
+    ),
+    allow=st.none() | st.lists(IDS, max_size=30),
+    deny=st.lists(IDS, max_size=8),
+    exclude_seen=st.booleans(),
+)
+GONE = {f"item-{n:02d}" for n in (20, 21)}
+
+
+def eligible(bundle: Bundle, request: EngineRequest) -> set[str]:
+    """The definition, row by row."""
+    rules, refused = request.conditions, {*request.deny, *(request.history if request.exclude_seen else ()), *GONE}
+    low, high = rules.price_min_micros, rules.price_max_micros
+    return {
+        row["item_id"]
+        for row in bundle.items.to_pylist()
+        if row["item_id"] not in refused
+        and (request.allow is None or row["item_id"] in request.allow)
+        and (row["available_from"] or 0) <= NOW < (row["available_until"] or NOW + 1)
+        and (not rules.brands or row["brand"] in rules.brands)
+        and (low is None or (row["price_micros"] or -1) >= low)
+        and (high is None or (row["price_micros"] is not None and row["price_micros"] <= high))
+    }
+
+
+@pytest.fixture
+def thinned(tables: Loaded, log: CatalogLog) -> Loaded:
+    """Some items are gone."""
+    append(log, *(Delete(item_id=item, time=1) for item in sorted(GONE)))
+    return tables
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(request=REQUESTS, kept=st.lists(IDS, max_size=20, unique=True))
+def test_every_tier_shows_what_may_be_shown_and_as_much_as_there_is(
+    thinned: Loaded, served_bundle: Bundle, request: EngineRequest, kept: list[str]
+) -> None:
+    may = eligible(served_bundle, request)
+    items = [SlateItem(name, 0.0, "nezha", None) for name in kept]
+    for answer in (thinned.answer(request, items), thinned.memory.answer(request)):
+        assert set(shown(answer)) <= may
+        assert len(shown(answer)) == len(set(shown(answer))) == min(request.n, len(may))
+        assert answer.truncated == (len(may) < request.n)
+        assert answer.ineligible == 0
+
+
+def test_a_damaged_table_is_refused_and_weights_are_not_looked_at(
+    served_registry: Registry, tmp_path: Path, log: CatalogLog
+) -> None:
+    root = tmp_path / "registry"
+    shutil.copytree(served_registry.root, root)
+    registry = Registry(root)
+    folder = registry.path(str(registry.current()))
+    spoil(folder / "model" / "weights.safetensors")
+    assert load(registry, tmp_path, log).memory.answer(asked()).items
+    spoil(folder / "popularity" / "items.npy")
+    with pytest.raises(CorruptionError, match=r"popularity/items\.npy"):
+        load(registry, tmp_path, log)
+
+
+def spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def fallback(tables: Loaded) -> Iterator[Fallback]:
+    fallback = Fallback(minimum=0.002)
+    fallback.swap(tables)
+    yield fallback
+    fallback.close()
+
+
+def answered(fallback: Fallback, seconds: float) -> EngineAnswer:
+    return asyncio.run(fallback.answer(asked(KNOWN, 5), until=time.monotonic() + seconds))
+
+
+def test_with_time_the_tables_answer_and_without_it_the_memory(fallback: Fallback) -> None:
+    assert answered(fallback, 60).served_by == "item_to_item"
+    assert answered(fallback, 0.001).served_by == "popular_memory"
+    assert answered(fallback, -5).served_by == "popular_memory"
+
+
+def test_a_thread_that_hangs_or_fails_is_not_waited_for(
+    fallback: Fallback, tables: Loaded, log: CatalogLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    monkeypatch.setattr(tables.recommender, "without_model", lambda *_: hanging.wait(60))
+    try:
+        assert [answered(fallback, 0.05).served_by for _ in range(3)] == ["popular_memory"] * 3
+    finally:
+        hanging.set()
+    monkeypatch.setattr(tables.recommender, "without_model", lambda *_: 1 // 0)
+    assert answered(fallback, 60).served_by == "popular_memory"
+
+
+def test_before_the_first_bundle_there_is_no_answer() -> None:
+    fallback = Fallback(minimum=0.0)
+    with pytest.raises(UnavailableError, match="no bundle"):
+        answered(fallback, 1)
+    fallback.close()
+
+
+def test_neither_torch_nor_compiled_loops_are_loaded(served_registry: Registry, tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from recsys.bundle.registry import Registry
+from recsys.catalog.log import CatalogLog
+from serving.engine import EngineRequest
+from serving.ladder.fallback import load_tables
+import serving.app
+registry = Registry(Path({str(served_registry.root)!r}))
+log = CatalogLog(Path({str(tmp_path / "log")!r}))
+tables = load_tables(registry, registry.current(), markers=Path({str(tmp_path / "verified")!r}), log=log)
+answer = tables.answer(EngineRequest(history={KNOWN!r}, n=5, time={NOW}), ())
+print(answer.served_by, len(answer.items), [name for name in ("torch", "numba", "faiss") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "item_to_item 5 []", done.stderr
