@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
@@ -120,4 +121,4 @@ def sent(bench: Bench, on: Rig, rate: float, seconds: float, warmup: float) -> D
 
 def seconds_for(rate: float, seconds: float, least: int) -> float:
     """A window that is long enough for so many requests of a Poisson stream, but for one stream in some thousands."""
-    return max(seconds, (least + 4 * least**0.5) / rate)
+    return max(seconds, (least + 4 * math.sqrt(least)) / rate)

@@ -35,6 +35,7 @@ TITLES: Final = {
     "http": "middleware, routing, validation",
     "route": "route: request, counters, answer",
     "history": "history from Redis",
+    "ladder": "ladder: deadlines, breakers, limits",
     "queue": "queue of the engine, change of threads",
     "filters": "ids, filters, sources, slate",
     "recheck": "last look at the slate",

@@ -33,6 +33,7 @@ DECODE: Final = "decode"
 _SEAMS: Final = (
     ("serving.errors", "", "json_response", "json"),
     ("serving.histories", "Histories", "of", "history"),
+    ("serving.ladder.ladder", "Ladder", "recommend", "ladder"),
     ("serving.engine", "InProcessEngine", "recommend", "queue"),
     ("serving.stages", "BundleRecommender", "recommend", "filters"),
     ("serving.recheck", "SlateCheck", "rows", "recheck"),

@@ -89,7 +89,8 @@ class Driven:
         """(R,) requests with a good answer of the full tier."""
         samples = self.run.samples
         tiers = np.array([name in FULL for name in samples.tiers])
-        return (samples.outcome == samples.outcomes.index(OK)) & tiers[samples.tier]
+        full: npt.NDArray[np.bool_] = (samples.outcome == samples.outcomes.index(OK)) & tiers[samples.tier]
+        return full
 
 
 def load_of(settings: ServingSettings, rate: float, seconds: float, warmup: float) -> Load:

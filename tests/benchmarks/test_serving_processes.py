@@ -69,3 +69,37 @@ def test_a_fault_takes_hold_and_no_answer_is_invalid(name: str, measure: Callabl
     assert found["invalid"] == 0
     assert found["offered_rps"] > 0
     assert found.get("effect", 1.0) > 0
+
+
+@pytest.mark.faults
+def test_swaps_and_restarts_fail_nothing_and_mix_nothing(measure: Callable[..., Report]) -> None:
+    report = measure("swap", items=200, rate=15.0, swaps=2, rollbacks=1, pause=5.0)
+    swap, restart = values(report, "serving.swap"), values(report, "serving.restart")
+    assert (swap["swaps"], swap["versions"]) == (3, 3)
+    assert (swap["failed"], swap["mixed"]) == (0, 0)
+    assert (restart["restarts"], restart["failed"]) == (2, 0)
+
+
+@pytest.mark.faults
+def test_no_item_is_shown_that_has_gone(measure: Callable[..., Report]) -> None:
+    found = values(measure("checker", items=200, answers=150, rate=10.0, restart=5.0), "serving.checker")
+    assert found["answers"] >= 150
+    assert found["in_process"] >= 500
+    assert found["changes"] > 0
+    assert [found[name] for name in ("ineligible", "behind", "in_process_ineligible", "in_process_behind")] == [0] * 4
+
+
+@pytest.mark.faults
+def test_memory_is_read_with_and_without_an_engine(measure: Callable[..., Report]) -> None:
+    report = measure("memory", items=200, workers=2, requests=50)
+    for arm in ("socket", "in_process"):
+        found = values(report, f"serving.memory.{arm}")
+        assert 0 < found["largest_mib"] < found["front_ends_mib"] < found["all_mib"]
+
+
+@pytest.mark.faults
+def test_a_soak_has_slopes_with_intervals(measure: Callable[..., Report]) -> None:
+    report = measure("soak", rate=15.0, seconds=20.0, window=4.0)
+    slopes = [figure for figure in report.figures if figure.name.endswith("_slope")]
+    assert len(slopes) == 3
+    assert all(figure.low is not None and figure.low <= figure.value <= (figure.high or 0.0) for figure in slopes)
