@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MODULE: Final = "benchmarks.serving_parts.timed"
 _WAIT: Final = 10.0
+_SETTLE: Final = 0.5  # seconds until the exposures of the last requests are written
 _NANOSECONDS: Final = 1e6  # of a millisecond
 TITLES: Final = {
     "http": "middleware, routing, validation",
@@ -153,6 +154,7 @@ def _ask(port: int, requests: Iterator[Request]) -> None:
 
 
 def _snapshot(spawned: Spawned, path: Path) -> dict[str, Any]:
+    time.sleep(_SETTLE)
     path.unlink(missing_ok=True)
     spawned.process.send_signal(signal.SIGUSR1)
     deadline = time.monotonic() + _WAIT

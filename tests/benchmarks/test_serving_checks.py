@@ -111,9 +111,9 @@ def test_what_the_changer_writes_is_understood_by_the_service(bundle_root: Path,
 
 
 def test_a_slope_is_per_hour_and_inside_its_interval() -> None:
-    times = np.arange(30) * 60.0
+    times = np.linspace(0.0, 1_740.0, 30)
     rng = np.random.default_rng(1)
-    own, low, high = slope(times, 5 + times / 3_600 * 12 + rng.normal(size=30) * 0.1, rng)
+    own, low, high = slope(times, 5.0 + times / 3_600 * 12 + rng.normal(size=30) * 0.1, rng)
     assert own == pytest.approx(12, abs=0.5)
     assert low < own < high
     assert np.isnan(slope(times[:2], times[:2], rng)[0])
