@@ -135,6 +135,7 @@ _OTHERS: Final[dict[str, tuple[str, str, str]]] = {
     "smec": ("smec", "smec.json", "benchmarks.smec_tables"),
     "cold": ("cold", "cold.json", "benchmarks.cold_tables"),
     "sizes": ("decoding --part crossover", "decoding_crossover.json", "benchmarks.sizing"),
+    "serving": ("serving", "serving.json", "benchmarks.serving_tables"),
     "semantic-ids": ("semantic-ids", "semantic_ids.json", "benchmarks.semantic_ids_tables"),
 }
 """How a mark begins: the command behind its figures, their file, and the module that knows which ends a mark may have

@@ -25,6 +25,7 @@ PLACES = {
     "<scores>": "(compared|changed|largest_change)", "<counts>": "(items|true_share|known_prefix)",
     "<quantile>": "(p50|p99)", "<what>": "[a-z_]+", "<sids>": r"[a-z0-9_]+(\.[a-z0-9_]+)?",
     "<scenario>": r"[a-z0-9_]+", "<latency>": "(p50|p95|p99|p999)", "<tier>": r"[a-z0-9_]+", "<kind>": r"[a-z0-9_]+",
+    "<fault>": "[a-z_]+", "<stage>": "[a-z_]+", "<count>": "[a-z0-9_]+", "<arm>": "(socket|in_process)",
 }  # fmt: skip
 
 

@@ -336,3 +336,45 @@ def cold(
     figures = {figure.name: figure for figure in report.figures}
     for build in TABLES.values():
         console.print(build(figures).rich())
+
+
+@app.command("serving")
+def serving(
+    quick: Annotated[bool, typer.Option("--quick", help="The same measurement, some seconds of each part.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Figures of that file stay where this call does not measure their scenario.")
+    ] = False,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="knee, overhead, swap, faults, checker, memory or soak; repeatable. Default: all but soak."),
+    ] = None,
+    *,
+    soak: Annotated[bool, typer.Option("--soak", help="The part soak: 30 minutes.")] = False,
+    registry: Annotated[Path | None, typer.Option(help="Of a published bundle. Default: a synthetic one.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Work directory of that bundle, whose users' histories are read.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML instead of benchmarks/serving.yaml.")] = None,
+    work: Annotated[Path, typer.Option(help="Keeps bundles and finished arms, so that a call resumes.")] = Path(
+        "build/serving"
+    ),
+) -> None:
+    """Load real processes on two cores: the knee, overload, faults, swaps, items that come and go, memory."""
+    from benchmarks.figures import Report
+    from benchmarks.serving import bench, kept
+    from benchmarks.serving_settings import CONFIG, ServingSettings
+    from benchmarks.serving_tables import TABLES
+
+    console = _console()
+    settings = ServingSettings.load(config or CONFIG, quick=quick)
+    folder, say = (work / "quick" if quick else work), partial(console.print, markup=False)
+    parts = [*(part or []), *(["soak"] if soak else [])]
+    report = bench(settings, folder, _command_line(), parts=parts, say=say, registry=registry, data=data)
+    if json is not None:
+        (kept(report, Report.load(json)) if keep and json.is_file() else report).save(json)
+    figures = {figure.name: figure for figure in report.figures}
+    for build in TABLES.values():
+        console.print(build(figures).rich())
+    for text in (*(f"{name}: {why}" for name, why in report.settings["refused"].items()), *report.settings["warnings"]):
+        say(text)
