@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 import uvloop
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 from starlette.responses import Response
@@ -30,6 +29,7 @@ from serving.ladder.ladder import Ladder
 from serving.ladder.metrics import LadderMetrics
 from serving.schemas import ServedBy
 from serving.settings import Settings
+from serving.worker_values import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -91,7 +91,7 @@ def _get(app: FastAPI) -> Callable[[], Awaitable[None]]:
 def ways() -> dict[str, Callable[[], Awaitable[object]]]:
     """What is compared, by name; in pairs, the bare way first."""
     settings, engine = Settings(deadline=timedelta(seconds=2)), _Instant()
-    ladder = Ladder(settings, LadderMetrics(CollectorRegistry()), engine, _NoHistories(), Fallback(minimum=0.0))
+    ladder = Ladder(settings, LadderMetrics(Registry()), engine, _NoHistories(), Fallback(minimum=0.0))
 
     def through(user_id: str | None) -> Callable[[], Awaitable[object]]:
         async def call() -> object:

@@ -137,9 +137,7 @@ class AnswerItem(_Answer):
     item_id: str
     position: int = Field(ge=0, description="From 0 on the first page; goes on over the pages.")
     score: float = Field(description="Comparable within one source only.")
-    source: str = Field(
-        description="Who proposed it: the decoder, cached, item_to_item, popular_scene, popular_memory."
-    )
+    source: str = Field(description="The decoder, cached, item_to_item, index, popular_scene or popular_memory.")
     title: str | None = Field(default=None, description="Absent where the catalog has none.")
 
 
