@@ -31,6 +31,7 @@ DeadlineMs = Annotated[
         ge=1,
         description="Milliseconds within which the answer must be there; the server's own deadline if that is shorter.",
     ),
+    WithJsonSchema({"type": "integer", "minimum": 1}),  # a header is absent and never null
 ]
 
 
