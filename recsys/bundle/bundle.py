@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 ALL_SCENES: Final = ""
 """The scene under which popularity counts every scene together."""
 
-_ITEMS: Final = "items.parquet"
 RETRIEVAL: Final = "retrieval"
 """Folder of the indexes, in a work directory and in a bundle that has some."""
+
+_ITEMS: Final = "items.parquet"
 
 
 @dataclass(frozen=True, slots=True)
