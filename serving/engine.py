@@ -199,9 +199,9 @@ class Recommender(Protocol):
         """Answer a batch, in order."""
 
 
-def later(request: EngineRequest, seconds: float) -> EngineRequest:
-    """The request asked so much later."""
-    return replace(request, time=request.time + round(seconds * 1e6))
+def after_waiting(request: EngineRequest, seconds: float) -> EngineRequest:
+    """A request that has waited so long: an item may have ended meanwhile."""
+    return request if seconds < _SHORT else replace(request, time=request.time + round(seconds * 1e6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +212,9 @@ class _Waiting:
     since: float
 
     def at(self, now: float) -> _Waiting:
-        """The same, to be judged as of now: an item may have ended while the request waited."""
-        waited = now - self.since
-        return self if waited < _SHORT else replace(self, request=later(self.request, waited))
+        """The same, to be judged as of now."""
+        request = after_waiting(self.request, now - self.since)
+        return self if request is self.request else replace(self, request=request)
 
 
 class InProcessEngine:
@@ -312,10 +312,12 @@ class InProcessEngine:
 
     def _late(self, request: EngineRequest) -> bool:
         """Whether a request that is queued now would be answered too late; of an idle engine nothing is known."""
-        waiting, busy_until = self._queue.qsize(), self._busy_until
-        if request.deadline is None or (not waiting and busy_until is None):
+        waiting, busy_until, now = self._queue.qsize(), self._busy_until, self._clock()
+        if request.deadline is None:
             return False
-        return max(self._clock(), busy_until or 0.0) + self._pace.least * (waiting + 1) > request.deadline
+        if not waiting and busy_until is None:
+            return now > request.deadline
+        return max(now, busy_until or 0.0) + self._pace.least * (waiting + 1) > request.deadline
 
     def _forget_cancelled(self) -> None:
         """Free the places of requests that nobody waits for any more."""

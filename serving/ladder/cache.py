@@ -89,7 +89,8 @@ class AnswerCache:
             scene: for which surface.
             answer: good enough to be shown again.
             fingerprint: of its question.
-            asked: when the question came, on the clock, before anything of the user was read; it is not kept where the user was forgotten since.
+            asked: when the question came, on the clock, before anything of the user was read; it is not kept where the
+                user was forgotten since.
         """
         if not self._most or (self._forgotten and self._was_forgotten(user_id, asked)):
             return

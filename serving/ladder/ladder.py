@@ -16,7 +16,7 @@ import structlog
 
 from feature_store.reading import Reason, Status, missing
 from recsys.errors import InputError, OverloadedError, UnavailableError
-from serving.engine import later
+from serving.engine import after_waiting
 from serving.ladder.breaker import Breaker
 from serving.ladder.cache import AnswerCache
 from serving.ladder.fallback import Fallback
@@ -247,7 +247,7 @@ class Ladder:
         until: float,
     ) -> EngineAnswer:
         """An answer without the engine, of what may be shown now rather than when the request came."""
-        now = later(request, self._clock() - deadline.began)
+        now = after_waiting(request, self._clock() - deadline.began)
         answer = await self._fallback.answer(now, kept, until=until)
         return msgspec.structs.replace(answer, arms=arms)
 

@@ -80,9 +80,7 @@ class Deployment:
         taken = [each for each, taken in zip(requests, chosen, strict=True) if taken]
         ours = iter(self._answered(control) if control else ())
         theirs = iter(self._by_canary(self.canary, taken) if taken else ())
-        return [
-            self._assigned(next(theirs if arm == CANARY_ARM else ours), arm) for arm in arms
-        ]
+        return [self._assigned(next(theirs if arm == CANARY_ARM else ours), arm) for arm in arms]
 
     def _answered(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         started = time.perf_counter()

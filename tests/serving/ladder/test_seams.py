@@ -178,10 +178,12 @@ def test_the_memory_takes_every_item_that_the_caps_let_in(
     assert answer.more  # what was passed over stands on the next page
 
 
-class Hook(tuple[str, ...]):
-    """Ids; something happens when they are read."""
+class Hook(list[str]):
+    """Ids; `happens` is called when they are read."""
 
-    happens: Callable[[], None]
+    def __init__(self, happens: Callable[[], None]) -> None:
+        super().__init__()
+        self.happens = happens
 
     def __iter__(self) -> Iterator[str]:
         self.happens()
@@ -195,9 +197,8 @@ def test_an_answer_from_memory_holds_one_catalogue(tables: Loaded, log: CatalogL
         tables.follow()
 
     before = tables.memory.answer(asked())
-    best, deny = before.items[0].item_id, Hook()
-    deny.happens = change
-    meanwhile = tables.memory.answer(asked(deny=deny))
+    best = before.items[0].item_id
+    meanwhile = tables.memory.answer(asked(deny=Hook(change)))
     assert (meanwhile.items, meanwhile.catalog_version) == (before.items, before.catalog_version)
     after = tables.memory.answer(asked())
     assert best not in [item.item_id for item in after.items]
