@@ -8,10 +8,11 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
+from recsys.bundle.pointers import Share  # msgspec reads the annotations
 from recsys.catalog import CatalogFilter
 from recsys.errors import OverloadedError, UnavailableError
 from recsys.retrieval.settings import VectorsName  # msgspec reads the annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from serving.metrics import EngineMetrics
 
 
+_SHORT: Final = 0.001  # seconds of waiting that are not counted
 Refusal = Literal["unknown_item", "no_index", "no_encoder"]
 
 
@@ -141,6 +143,7 @@ class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
         decoder: its name.
         canary: the version that answers a share of the users; None = there is none.
         shadow: the version that answers behind the scenes; None = there is none.
+        canary_share: who belongs to the canary; None = there is none.
     """
 
     bundle: str
@@ -148,6 +151,7 @@ class EngineVersions(msgspec.Struct, frozen=True, array_like=True):
     decoder: str
     canary: str | None = None
     shadow: str | None = None
+    canary_share: Share | None = None
 
 
 class Engine(Protocol):
@@ -195,11 +199,22 @@ class Recommender(Protocol):
         """Answer a batch, in order."""
 
 
+def after_waiting(request: EngineRequest, seconds: float) -> EngineRequest:
+    """A request that has waited so long: an item may have ended meanwhile."""
+    return request if seconds < _SHORT else replace(request, time=request.time + round(seconds * 1e6))
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     request: EngineRequest
     answer: asyncio.Future[EngineAnswer]
     loop: asyncio.AbstractEventLoop
+    since: float
+
+    def at(self, now: float) -> _Waiting:
+        """The same, to be judged as of now."""
+        request = after_waiting(self.request, now - self.since)
+        return self if request is self.request else replace(self, request=request)
 
 
 class InProcessEngine:
@@ -283,7 +298,7 @@ class InProcessEngine:
             self._metrics.late.labels("refused").inc()
             raise OverloadedError("the model cannot answer before the request's deadline")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(request, loop.create_future(), loop)
+        waiting = _Waiting(request, loop.create_future(), loop, self._clock())
         with self._admission:
             if self._stopping:
                 raise UnavailableError("the server is stopping")
@@ -297,10 +312,12 @@ class InProcessEngine:
 
     def _late(self, request: EngineRequest) -> bool:
         """Whether a request that is queued now would be answered too late; of an idle engine nothing is known."""
-        waiting, busy_until = self._queue.qsize(), self._busy_until
-        if request.deadline is None or (not waiting and busy_until is None):
+        waiting, busy_until, now = self._queue.qsize(), self._busy_until, self._clock()
+        if request.deadline is None:
             return False
-        return max(self._clock(), busy_until or 0.0) + self._pace.least * (waiting + 1) > request.deadline
+        if not waiting and busy_until is None:
+            return now > request.deadline
+        return max(now, busy_until or 0.0) + self._pace.least * (waiting + 1) > request.deadline
 
     def _forget_cancelled(self) -> None:
         """Free the places of requests that nobody waits for any more."""
@@ -371,7 +388,7 @@ class InProcessEngine:
         now, live = self._clock(), []
         for waiting in batch:
             if waiting.request.deadline is None or waiting.request.deadline >= now:
-                live.append(waiting)
+                live.append(waiting.at(now))
             else:
                 self._metrics.late.labels("expired").inc()
                 error = OverloadedError("the request's deadline passed while it waited for the model")

@@ -340,7 +340,7 @@ class LiveItems:
     def _snapshot(self, item: int) -> ItemRow:
         """The row that a snapshot's item has before its first change."""
         names = ("item_id", "title", "brand", "price_micros", "text", "available_from", "available_until")
-        values = self._bundle.items.select([*names, "category_path"]).slice(item, 1).to_pylist()[0]
+        values = self._bundle.shown.select([*names, "category_path"]).slice(item, 1).to_pylist()[0]
         path = tuple(values.pop("category_path") or ())
         return ItemRow(**values, category_path=path)
 

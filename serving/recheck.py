@@ -7,6 +7,7 @@ a fault in the one shows in the other.
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,40 +50,69 @@ class SlateCheck:
     """
 
     def __init__(self, items: pa.Table, changed: Callable[[int], ItemRow | None] = lambda _: None) -> None:
-        self._columns = {name: items[name].combine_chunks() for name in _COLUMNS}
+        self._columns = {name: _one_chunk(items[name]) for name in _COLUMNS}
         self._count, self._changed = items.num_rows, changed
 
-    def rows(self, request: EngineRequest, indices: Sequence[int]) -> list[CheckedRow]:
+    def after(self, changed: Callable[[int], ItemRow | None]) -> SlateCheck:
+        """The same table with other changes."""
+        other = copy(self)
+        other._changed = changed  # noqa: SLF001
+        return other
+
+    def rows(self, request: EngineRequest, indices: Sequence[int], look: Look | None = None) -> list[CheckedRow]:
         """Look at every item of a slate.
 
         Args:
             request: what was asked.
             indices: item indices in the order of the slate.
+            look: at the items of the same slate before these; None = there are none.
         """
+        look = Look(request) if look is None else look
         newer = [self._changed(item) for item in indices]
         taken = pa.array([item if item < self._count else None for item in indices], type=pa.int32())
         columns = {name: column.take(taken).to_pylist() for name, column in self._columns.items()}
-        allow = None if request.allow is None else frozenset(request.allow)
-        refused, tally = {*request.deny, *request.shown}, _Tally(request.layout)
-        if request.exclude_seen:
-            refused.update(request.history)
         rows = []
         for change, values in zip(newer, zip(*columns.values(), strict=True), strict=True):
             row = dict(zip(_COLUMNS, values, strict=True))
             if change is not None:
                 row = {name: getattr(change, name) for name in _COLUMNS}
-            item = row["item_id"]
-            eligible = (
-                item not in refused
-                and (change is None or change.live)
-                and (allow is None or item in allow)
-                and _available(row, request.time)
-                and _matches(row, request.conditions)
-                and tally.takes(row)
-            )
-            refused.add(item)  # a second appearance is as wrong as a denied item
-            rows.append(CheckedRow(item, row["title"], eligible))
+            eligible = (change is None or change.live) and look.takes(row)
+            rows.append(CheckedRow(row["item_id"], row["title"], eligible))
         return rows
+
+
+class Look:
+    """What is known of a slate that is looked at part by part.
+
+    Args:
+        request: what was asked.
+
+    Attributes:
+        passed_over: items that only the caps keep out.
+    """
+
+    def __init__(self, request: EngineRequest) -> None:
+        self._request = request
+        self._allow = None if request.allow is None else frozenset(request.allow)
+        self._refused = {*request.deny, *request.shown}
+        if request.exclude_seen:
+            self._refused.update(request.history)
+        self._tally = _Tally(request.layout)
+        self.passed_over = 0
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        """Whether the next item may be shown."""
+        request, item = self._request, row["item_id"]
+        fits = (
+            item not in self._refused
+            and (self._allow is None or item in self._allow)
+            and _available(row, request.time)
+            and _matches(row, request.conditions)
+        )
+        self._refused.add(item)  # a second appearance is as wrong as a denied item
+        taken = fits and self._tally.takes(row)
+        self.passed_over += fits and not taken
+        return taken
 
 
 class _Tally:
@@ -94,15 +124,20 @@ class _Tally:
         self._categories: Counter[tuple[str, ...]] = Counter()
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """Count an item; whether the caps allow it behind those before."""
+        """Whether the caps allow an item behind those before; it is counted then."""
         layout, brand = self._layout, row["brand"] or None
         path = tuple(row["category_path"] or ())[: layout.category_depth]
-        if brand is not None:
-            self._brands[brand] += 1
-        if path:
-            self._categories[path] += 1
-        few = layout.brand_cap is None or brand is None or self._brands[brand] <= layout.brand_cap
-        return few and (layout.category_cap is None or self._categories[path] <= layout.category_cap)
+        few = layout.brand_cap is None or brand is None or self._brands[brand] < layout.brand_cap
+        if not few or (layout.category_cap is not None and path and self._categories[path] >= layout.category_cap):
+            return False
+        self._brands.update([brand] if brand is not None else [])
+        self._categories.update([path] if path else [])
+        return True
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A mapped column stays where it is; joining would copy it."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _available(row: dict[str, Any], now: int) -> bool:

@@ -7,6 +7,7 @@ import time
 import weakref
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -137,9 +138,10 @@ class BundleWatcher:
         await self._report()
         changed = await self._follow_current()
         if self._main is not None:
-            beside = await self._companions.look(self._main.versions.bundle, self._load)
+            deploy = partial(self._deploy, self._main)
+            beside = await self._companions.look(self._main.versions.bundle, self._load, deploy)
             if changed or beside:
-                self._deploy(self._main)
+                deploy()
         await self._report()
 
     async def watch(self, every: timedelta, then: Callable[[], None] = lambda: None) -> None:

@@ -85,7 +85,7 @@ class BundleRecommender:
         self._retrieval = retrieval
         self._beam, self._small_beam = beam, beam if small_beam is None else small_beam
         self.items = LiveItems(bundle, decoder, retrieval, log, cold)
-        self._check = SlateCheck(bundle.items, self.items.rows.row)
+        self._check = SlateCheck(bundle.shown, self.items.rows.row)
         self._everything = _everything(bundle)
 
     @property

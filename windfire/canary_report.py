@@ -10,7 +10,7 @@ import numpy as np
 from recsys.errors import DataError
 from recsys.evaluation.ratios import difference, ratio
 from recsys.event_log import read_events, read_exposures
-from serving.lifecycle.deployment import CANARY_ARM, CONTROL_ARM, EXPERIMENT
+from serving.lifecycle.arms import CANARY_ARM, CONTROL_ARM, EXPERIMENT
 from windfire.states import ACTIONS, logs, spoken
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from recsys.bundle.compaction import folded_of
 from recsys.bundle.external import EXTERNAL, ExternalModel
 from recsys.bundle.manifest import BundleManifest, check_sizes, verify_files, verify_once
+from recsys.bundle.shown_items import shown_items
 from recsys.catalog import Catalog, ItemIndex
 from recsys.catalog.arrays import load_array, load_json
 from recsys.errors import DataError, VersionMismatchError
@@ -30,6 +31,8 @@ ALL_SCENES: Final = ""
 
 RETRIEVAL: Final = "retrieval"
 """Folder of the indexes, in a work directory and in a bundle that has some."""
+
+_ITEMS: Final = "items.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Bundle:
         train_counts: (I,) int64 training interactions.
         popularity: scene to item indices by falling count, equal counts by index; '' = all scenes.
         item_to_item: neighbours per item.
+        host: directory of this host for what its processes share, see `Bundle.open`; None = nothing.
     """
 
     path: Path
@@ -79,6 +83,7 @@ class Bundle:
     train_counts: npt.NDArray[np.int64]
     popularity: dict[str, npt.NDArray[np.int32]]
     item_to_item: ItemToItem
+    host: Path | None = None
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True, markers: Path | None = None) -> Bundle:
@@ -88,7 +93,7 @@ class Bundle:
             path: the directory that holds manifest.json.
             verify: hash every file; False compares sizes only.
             markers: a host-local directory that remembers what was verified, so that only the first process of a
-                host hashes the files; None hashes every time.
+                host hashes the files, and holds what all map of `shown`; None hashes every time.
 
         Raises:
             DataError: no bundle there, or one of another format.
@@ -125,6 +130,7 @@ class Bundle:
             item_to_item=ItemToItem(
                 *(load_array(path / "item_to_item" / f"{name}.npy") for name in ("offsets", "neighbours", "scores"))
             ),
+            host=markers,
         )
         bundle._check_rows()
         return bundle
@@ -137,7 +143,12 @@ class Bundle:
     @cached_property
     def items(self) -> pa.Table:
         """The items table (`recsys.records.ITEMS` plus item_index and train_count), row r = item index r."""
-        return pq.read_table(self.path / "items.parquet", memory_map=True)
+        return pq.read_table(self.path / _ITEMS, memory_map=True)
+
+    @cached_property
+    def shown(self) -> pa.Table:
+        """Of the items table what serving reads (`shown_items.COLUMNS`), shared by the processes of a host."""
+        return shown_items(self.path / _ITEMS, self.manifest.files[_ITEMS].sha256, self.host)
 
     @cached_property
     def trie(self) -> SidTrie:

@@ -44,7 +44,7 @@ def promote(registry: Registry, version: str, gate: Gate, *, reason: str | None 
         _check_reason(reason)
     with registry.exclusive():
         registry.require(version)
-        before = registry.current()
+        before = _named(registry)
         verdict = judge(BundleManifest.load(registry.path(version)), _manifest(registry, before), gate)
         if not verdict.passed and reason is None:
             raise refused(version, before, verdict)
@@ -68,7 +68,7 @@ def roll_back(registry: Registry, version: str | None = None) -> str:
         InputError: it is not in the registry, or there is none before the current one.
     """
     with registry.exclusive():
-        before = registry.current()
+        before = registry.current() if version is None else _named(registry)
         if version is None:
             version = _served_before(registry, before) or registry.earlier()
         registry.point_to(version)
@@ -94,6 +94,13 @@ def _served_before(registry: Registry, current: str | None) -> str | None:
         if move["kind"] == "promote" and move["to"] == current and move["from"] not in (None, current):
             known = (registry.path(move["from"]) / "manifest.json").is_file()
             return str(move["from"]) if known else None
+    return None
+
+
+def _named(registry: Registry) -> str | None:
+    """What CURRENT names; None also where somebody spoiled it, which the move mends."""
+    with suppress(InputError):
+        return registry.current()
     return None
 
 

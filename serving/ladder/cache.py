@@ -15,6 +15,7 @@ from serving.engine import EngineAnswer, EngineRequest, SlateItem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from recsys.bundle.pointers import Share
     from serving.engine import EngineVersions
 
 LARGEST: Final = 16 << 10  # bytes of an answer; 20 items with titles have about 2,000
@@ -33,11 +34,13 @@ class Fingerprint(NamedTuple):
         digest: of the request's content; the history's ids are its version.
         bundle: that was to answer.
         catalog: its catalogue.
+        canary: who is answered by another bundle.
     """
 
     digest: bytes
     bundle: str
     catalog: str
+    canary: Share | None
 
 
 class _Kept(NamedTuple):
@@ -74,7 +77,7 @@ class AnswerCache:
 
     def fingerprint(self, request: EngineRequest, versions: EngineVersions) -> Fingerprint:
         """What `again` compares."""
-        return Fingerprint(_digest(request), versions.bundle, versions.catalog)
+        return Fingerprint(_digest(request), versions.bundle, versions.catalog, versions.canary_share)
 
     def put(
         self, user_id: str, scene: str | None, answer: EngineAnswer, fingerprint: Fingerprint | None, asked: float
@@ -86,7 +89,8 @@ class AnswerCache:
             scene: for which surface.
             answer: good enough to be shown again.
             fingerprint: of its question.
-            asked: when the question came, on the clock; it is not kept where the user was forgotten since.
+            asked: when the question came, on the clock, before anything of the user was read; it is not kept where the
+                user was forgotten since.
         """
         if not self._most or (self._forgotten and self._was_forgotten(user_id, asked)):
             return

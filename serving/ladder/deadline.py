@@ -42,10 +42,12 @@ class Deadline:
     Attributes:
         answer: when the answer must be made.
         engine: when the engine's answer must be there; after it comes the time for an answer without it.
+        began: when the request came.
     """
 
     answer: float
     engine: float
+    began: float
 
     @classmethod
     def within(cls, wanted_ms: int | None, settings: Settings, now: float | None = None) -> Deadline:
@@ -59,6 +61,7 @@ class Deadline:
         seconds = settings.deadline.total_seconds()
         if wanted_ms is not None and wanted_ms < seconds * 1_000:
             seconds = wanted_ms / 1_000
-        answer = (time.monotonic() if now is None else now) + seconds
+        began = time.monotonic() if now is None else now
+        answer = began + seconds
         reserve = min(settings.fallback_reserve.total_seconds(), seconds * _MOST_RESERVE)
-        return cls(answer, answer - reserve)
+        return cls(answer, answer - reserve, began)

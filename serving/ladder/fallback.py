@@ -71,7 +71,7 @@ def load_tables(registry: Registry, version: str, *, markers: Path, log: Catalog
     Raises:
         WindfireError: the bundle is missing or corrupt, or the log is another one's.
     """
-    bundle = registry.open(version, verify=False)
+    bundle = registry.open(version, verify=False, markers=markers)
     files = {name: entry for name, entry in bundle.manifest.files.items() if name.startswith(_READ)}
     verify_once(bundle.path, files, markers)
     recommender = BundleRecommender(bundle, None, beam=1, log=log)

@@ -11,14 +11,17 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+import msgspec
 import structlog
 
 from feature_store.reading import Reason, Status, missing
 from recsys.errors import InputError, OverloadedError, UnavailableError
+from serving.engine import after_waiting
 from serving.ladder.breaker import Breaker
 from serving.ladder.cache import AnswerCache
 from serving.ladder.fallback import Fallback
 from serving.ladder.limit import ConcurrencyLimit
+from serving.lifecycle.arms import LastAssignment
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
@@ -89,6 +92,7 @@ class Ladder:
     ) -> None:
         self._metrics, self._engine, self._histories, self._clock = metrics, engine, histories, clock
         self._fallback = fallback
+        self._assignment = LastAssignment()
         self._engine_minimum = settings.engine_minimum.total_seconds()
         self._history_minimum = settings.history_minimum.total_seconds()
         self._fair = settings.deadline.total_seconds() * _FAIR
@@ -188,45 +192,64 @@ class Ladder:
     async def _answered(
         self, request: EngineRequest, deadline: Deadline, user_id: str | None, history_missing: str | None
     ) -> EngineAnswer:
-        cache, asked, below = self.cache, self._clock(), self._fallback.loaded is not None
-        fingerprint = None
+        cache, below, fingerprint = self.cache, self._fallback.loaded is not None, None
+        versions = self._engine.versions
+        arms = self._assignment.arms(versions, request.unit)
         if user_id is not None and below:
-            versions = self._engine.versions if cache.answers_again else None
-            if versions is not None:
+            if versions is not None and cache.answers_again:
                 fingerprint = cache.fingerprint(request, versions)
                 fresh = cache.again(user_id, request.scene, fingerprint)
-                if fresh is not None and (again := await self._once_more(request, deadline, fresh)) is not None:
+                if fresh is not None and (again := await self._once_more(request, deadline, fresh, arms)) is not None:
                     return again
             if history_missing in _NO_HISTORY and (last := cache.last(user_id, request.scene)):
-                return await self._below(request, deadline, "no_history", last)
+                return await self._below(request, deadline, "no_history", last, arms)
         answer = await self._asked(request)
         if not isinstance(answer, Unanswered):
             if user_id is not None and answer.served_by in _BY_MODEL and not request.shown:  # a first page
-                cache.put(user_id, request.scene, answer, fingerprint, asked)
+                cache.put(user_id, request.scene, answer, fingerprint, deadline.began)
             return answer
         if not below:
             raise answer.error
         if answer.reason == "fault":
             _log.error("engine_failed", exc_info=answer.error)
         kept = None if user_id is None else cache.last(user_id, request.scene)
-        return await self._below(request, deadline, answer.reason, kept or ())
+        return await self._below(request, deadline, answer.reason, kept or (), arms)
 
     async def _once_more(
-        self, request: EngineRequest, deadline: Deadline, fresh: Sequence[SlateItem]
+        self, request: EngineRequest, deadline: Deadline, fresh: Sequence[SlateItem], arms: dict[str, str]
     ) -> EngineAnswer | None:
         """The answer to the same question, unless something of it may not be shown any more."""
-        answer = await self._fallback.answer(request, fresh, until=deadline.engine)
+        answer = await self._by_tables(request, deadline, fresh, arms, until=deadline.engine)
         if [item.item_id for item in answer.items] != [item.item_id for item in fresh]:
             return None
         self._metrics.fallbacks.labels(answer.served_by.value, "fresh").inc()
         return answer
 
     async def _below(
-        self, request: EngineRequest, deadline: Deadline, reason: str, kept: Sequence[SlateItem]
+        self,
+        request: EngineRequest,
+        deadline: Deadline,
+        reason: str,
+        kept: Sequence[SlateItem],
+        arms: dict[str, str],
     ) -> EngineAnswer:
-        answer = await self._fallback.answer(request, kept, until=deadline.answer)
+        answer = await self._by_tables(request, deadline, kept, arms, until=deadline.answer)
         self._metrics.fallbacks.labels(answer.served_by.value, reason).inc()
         return answer
+
+    async def _by_tables(
+        self,
+        request: EngineRequest,
+        deadline: Deadline,
+        kept: Sequence[SlateItem],
+        arms: dict[str, str],
+        *,
+        until: float,
+    ) -> EngineAnswer:
+        """An answer without the engine, of what may be shown now rather than when the request came."""
+        now = after_waiting(request, self._clock() - deadline.began)
+        answer = await self._fallback.answer(now, kept, until=until)
+        return msgspec.structs.replace(answer, arms=arms)
 
     async def _asked(self, request: EngineRequest) -> EngineAnswer | Unanswered:
         """The engine's answer, if it may be asked and gives one in time."""

@@ -65,19 +65,20 @@ class Companions:
         """A version that is loaded already."""
         return next((each for each in self._loaded.values() if each.versions.bundle == version), None)
 
-    async def look(self, served: str, load: Load) -> bool:
+    async def look(self, served: str, load: Load, ended: Callable[[], None] = lambda: None) -> bool:
         """Follow both pointers; whether something changed. Never raises for a bad bundle.
 
         Args:
             served: the version that is served, which needs no companion of its own.
             load: loads and warms up a version.
+            ended: called where one was let go, so that nobody is answered by it while another one loads.
         """
         before = self.canary, self.shadow
         for pointer in (CANARY, SHADOW):
             retries = self._retries[pointer]
             try:
                 share = await asyncio.to_thread(read_share, self._registry, pointer)
-                await self._follow(pointer, None if share is None or share.version == served else share, load)
+                await self._follow(pointer, None if share is None or share.version == served else share, load, ended)
             except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the served one goes on
                 if retries.failed(error):
                     _log.error("bundle_beside_refused", role=pointer.lower(), error=str(error))
@@ -88,7 +89,7 @@ class Companions:
         if self.shadow is not None:
             self.shadow.close()
 
-    async def _follow(self, pointer: str, share: Share | None, load: Load) -> None:
+    async def _follow(self, pointer: str, share: Share | None, load: Load, ended: Callable[[], None]) -> None:
         retries, running = self._retries[pointer], self._share(pointer)
         if share == running:
             if share is None:
@@ -97,6 +98,7 @@ class Companions:
         before = self._loaded.get(pointer)
         if running is not None:
             await self._end(pointer)
+            ended()
         if share is None or not retries.due(share.version):
             return
         kept = before if before is not None and before.versions.bundle == share.version else None

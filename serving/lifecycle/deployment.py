@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
+
+from serving.lifecycle.arms import CANARY_ARM, EXPERIMENT, arm_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
     from serving.lifecycle.recent import RecentRequests
     from serving.lifecycle.shadow import Shadow
 
-EXPERIMENT: Final = "bundle"
-"""The name under which `arms` says who was assigned to which bundle."""
-
-CANARY_ARM: Final = "canary"
-CONTROL_ARM: Final = "control"
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -68,6 +65,7 @@ class Deployment:
             self.main.versions,
             canary=None if self.canary is None else self.canary.share.version,
             shadow=None if self.shadow is None else self.shadow.share.version,
+            canary_share=None if self.canary is None else self.canary.share,
         )
 
     def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
@@ -76,15 +74,13 @@ class Deployment:
             self._recent.note(requests)
         if self.canary is None:
             return self._answered(requests)
-        chosen = [each.unit is not None and self.canary.share.takes(each.unit) for each in requests]
+        arms = [arm_of(self.canary.share, each.unit) for each in requests]
+        chosen = [arm == CANARY_ARM for arm in arms]
         control = [each for each, taken in zip(requests, chosen, strict=True) if not taken]
         taken = [each for each, taken in zip(requests, chosen, strict=True) if taken]
         ours = iter(self._answered(control) if control else ())
         theirs = iter(self._by_canary(self.canary, taken) if taken else ())
-        return [
-            self._assigned(each, next(theirs if taken else ours), CANARY_ARM if taken else CONTROL_ARM)
-            for each, taken in zip(requests, chosen, strict=True)
-        ]
+        return [self._assigned(next(theirs if arm == CANARY_ARM else ours), arm) for arm in arms]
 
     def _answered(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
         started = time.perf_counter()
@@ -101,8 +97,8 @@ class Deployment:
             self._metrics.canary_failures.inc(len(requests))
         return self.main.recommend(requests)
 
-    def _assigned(self, request: EngineRequest, answer: EngineAnswer, arm: str) -> EngineAnswer:
-        if request.unit is None:
+    def _assigned(self, answer: EngineAnswer, arm: str | None) -> EngineAnswer:
+        if arm is None:
             return answer
         self._metrics.arms.labels(arm).inc()
         return msgspec.structs.replace(answer, arms={**answer.arms, EXPERIMENT: arm})

@@ -14,7 +14,13 @@ import msgspec
 from recsys import errors
 from recsys.catalog import CatalogFilter
 from recsys.errors import InputError, WindfireError
-from serving.engine import EngineAnswer, EngineRequest, EngineVersions, Seek  # msgspec reads the annotations
+from serving.engine import (  # msgspec reads the annotations
+    EngineAnswer,
+    EngineRequest,
+    EngineVersions,
+    Seek,
+    after_waiting,
+)
 from serving.item_changes import ItemChange, ItemChanged  # likewise
 from serving.layout import Layout  # likewise
 
@@ -111,6 +117,9 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
         Front-end and engine are on one host and share its monotonic clock, so that the time on the way counts. Where
         the sender's clock is ahead for all that, the budget begins when the request is read.
         """
+        return after_waiting(self._as_sent(now), now - min(now, self.sent))
+
+    def _as_sent(self, now: float) -> EngineRequest:
         return EngineRequest(
             history=self.history,
             n=self.n,

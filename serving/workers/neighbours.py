@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+import structlog
 
 from recsys.errors import UnavailableError
 from recsys.event_log import SegmentLog, UserRecords
@@ -28,6 +30,7 @@ _FOLDER: Final = "erasures"
 _LOOK_SECONDS: Final = 0.2
 _LONGEST: Final = 120.0  # seconds that a worker waits for another one; the client is told to ask again before
 _STALE: Final = 3_600.0  # seconds after which an answer that nobody took is removed
+_log = structlog.stdlib.get_logger(__name__)
 _LOGS: Final = {"event": "events", "exposure": "exposures"}
 
 
@@ -44,6 +47,7 @@ class Neighbours:
         self._root = shared_state(settings)
         self._alone = settings.workers == 1
         self._patience = patience
+        self._trouble = ""
 
     def logs(self, part: str) -> list[Path]:
         """The folders of their logs of events (`event`) or exposures (`exposure`)."""
@@ -67,16 +71,26 @@ class Neighbours:
         """
         while not self._alone:
             for request in await asyncio.to_thread(self._requests):
-                wanted = await asyncio.to_thread(read_json, request)
-                part, user_id = str(wanted["part"]), str(wanted["user_id"])
                 try:
-                    answer: dict[str, Any] = {"erased": await asyncio.to_thread(forget, part, user_id)}
-                except Exception as error:  # noqa: BLE001 - told to whoever asked, who repeats it
-                    answer = {"trouble": type(error).__name__}
-                emptied(user_id)
-                await asyncio.to_thread(_put, request.with_suffix(".done"), answer)
-                await asyncio.to_thread(request.unlink)
+                    await self._answer_one(request, forget, emptied)
+                except Exception as error:  # noqa: BLE001 - who asked may take the file away, or the disk fail
+                    if str(error) != self._trouble:
+                        _log.warning("erasure_not_answered", error=type(error).__name__)
+                    self._trouble = str(error)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _answer_one(
+        self, request: Path, forget: Callable[[str, str], int], emptied: Callable[[str], None]
+    ) -> None:
+        wanted = await asyncio.to_thread(read_json, request)
+        part, user_id = str(wanted["part"]), str(wanted["user_id"])
+        try:
+            answer: dict[str, Any] = {"erased": await asyncio.to_thread(forget, part, user_id)}
+        except Exception as error:  # noqa: BLE001 - told to whoever asked, who repeats it
+            answer = {"trouble": type(error).__name__}
+        emptied(user_id)
+        await asyncio.to_thread(_put, request.with_suffix(".done"), answer)
+        await asyncio.to_thread(request.unlink, missing_ok=True)
 
     def _states(self) -> list[Path]:
         return [state for state in (self._root, *sorted(self._root.glob("worker-*"))) if state != self._own]
@@ -101,8 +115,9 @@ class Neighbours:
         """What waits; answers that nobody took go."""
         folder = self._own / _FOLDER
         for done in folder.glob("*.done"):
-            if time.time() - done.stat().st_mtime > _STALE:
-                done.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # it was just taken
+                if time.time() - done.stat().st_mtime > _STALE:
+                    done.unlink()
         return sorted(folder.glob("*.json"))
 
 

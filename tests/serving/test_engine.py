@@ -316,3 +316,29 @@ def test_cancelled_requests_delay_nobody(timed: InProcessEngine, clock: Clock) -
         assert following.batches == [[1], [4]]
 
     asyncio.run(scenario())
+
+
+class Judging(Scripted):
+    """Notes the times by which requests are judged."""
+
+    def recommend(self, requests: Sequence[EngineRequest]) -> list[EngineAnswer]:
+        self.times = [request.time for request in requests]
+        return super().recommend(requests)
+
+
+def test_a_request_that_waited_is_judged_as_of_its_turn() -> None:
+    now = [100.0]
+    engine = InProcessEngine(EngineMetrics(), queue_limit=4, batch_limit=3, torch_threads=1, clock=lambda: now[0])
+
+    async def scenario() -> list[int]:
+        judging = Judging()
+        first = await busy(engine, judging)
+        second = asyncio.create_task(engine.recommend(request(2)))
+        await asyncio.sleep(0)
+        now[0] += 1.5
+        judging.gate.set()
+        await asyncio.gather(first, second)
+        return judging.times
+
+    assert asyncio.run(scenario()) == [1_500_000]
+    engine.close()

@@ -197,3 +197,11 @@ def test_bundles_of_one_work_directory_are_comparable(tiny_registry: Registry) -
     served = tiny_registry.open_current().manifest
     assert served.measured_on is not None
     assert BundleManifest.load(tiny_registry.path(served.version)) == served
+
+
+def test_a_spoiled_current_is_mended_by_a_move(registry: Registry) -> None:
+    for move in (lambda: promote(registry, "v2", Gate()), lambda: roll_back(registry, "v1")):
+        (registry.root / "CURRENT").write_text("../../etc\n")
+        move()
+    assert registry.current() == "v1"
+    assert [(line["from"], line["to"]) for line in moves(registry)] == [(None, "v2"), (None, "v1")]

@@ -285,7 +285,8 @@ def test_beyond_the_limit_of_the_engine_the_other_tiers_answer(started: Started,
 def wanted(seconds: float) -> tuple[EngineRequest, Any]:
     from serving.ladder.deadline import Deadline
 
-    deadline = Deadline(time.monotonic() + seconds, time.monotonic() + seconds - 0.02)
+    now = time.monotonic()
+    deadline = Deadline(now + seconds, now + seconds - 0.02, now)
     return EngineRequest(history=KNOWN, n=5, time=time.time_ns() // 1_000, deadline=deadline.engine), deadline
 
 

@@ -182,3 +182,28 @@ def test_a_spoiled_pointer_changes_nothing(rig: Rig, versions: Any) -> None:
     assert first.bundle_version == second.bundle_version == versions.renamed
     (report,) = live_workers(versions.registry.root)
     assert "a version is made of" in (report.beside_refused or "")
+
+
+def test_a_canary_that_was_ended_answers_nobody_while_another_bundle_loads(
+    rig: Rig, versions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = asyncio.Event()
+
+    async def loads_for_long(_: str) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async def scenario() -> tuple[str | None, str | None]:
+        write_share(versions.registry, CANARY, Share(versions.renamed, 1.0, "salt"))
+        await rig.watcher.look()
+        before = rig.engine.versions.canary
+        clear_share(versions.registry, CANARY)
+        write_share(versions.registry, SHADOW, Share(versions.good, 1.0, "salt"))
+        monkeypatch.setattr(rig.watcher, "_load", loads_for_long)
+        looking = asyncio.create_task(rig.watcher.look())
+        await entered.wait()
+        after = rig.engine.versions.canary
+        looking.cancel()
+        return before, after
+
+    assert asyncio.run(scenario()) == (versions.renamed, None)
