@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Named = dict[str, Figure]
 
 _LATENCIES: Final = ("p50_ms", "p99_ms", "p999_ms")
-_UNMEASURED: Final = "not measured yet"
+UNMEASURED: Final = "not measured yet"
 
 
 def _cell(figures: Named, name: str, form: str = ".3g") -> str:
@@ -25,7 +25,7 @@ def _cell(figures: Named, name: str, form: str = ".3g") -> str:
 
 
 def _or_unmeasured(title: str, header: list[str], rows: list[list[str]]) -> Table:
-    return Table(title, header, rows or [[_UNMEASURED, *[ABSENT] * (len(header) - 1)]])
+    return Table(title, header, rows or [[UNMEASURED, *[ABSENT] * (len(header) - 1)]])
 
 
 def loads_table(figures: Named) -> Table:

@@ -95,13 +95,17 @@ def ground(bench: Bench, fault: Fault) -> Iterator[Ground]:
             "benchmarks.serving_parts.vllm_stand_in", ["--registry", str(registry.root), "--port", str(port)],
             cores=settings.server_cores, log=folder / "log", variables={},
         )  # fmt: skip
+        made: Ground | None = None
         try:
             asyncio.run(_said(stand_in, READY))
             variables = {"WINDFIRE_VLLM_URL": f"http://127.0.0.1:{port}"}
             with rig(settings, registry, data=bench.data, variables=variables) as on:
-                yield Ground(on, vllm=stand_in)
+                made = Ground(on, vllm=stand_in)
+                yield made
         finally:
             stand_in.stop()
+            if made is not None and made.vllm is not None:
+                made.vllm.stop()  # the one that was started in its place
     else:
         workers = 2 if fault.where == "workers" else 1
         module = "benchmarks.serving_parts.shifted" if fault.where == "shifted" else "windfire"

@@ -81,23 +81,25 @@ def rig(
     variables: Mapping[str, str] | None = None,
     history_address: str | None = None,
     redis: RedisServer | None = None,
+    every: bool = False,
 ) -> Iterator[Rig]:
     """Start everything; this process is on the client's cores until the block ends.
 
     Args:
         settings: of the benchmark.
-        source: its current version is copied into a registry of the rig's own; of several versions all are.
+        source: its current version is copied into a registry of the rig's own.
         data: work directory with the users; None: users are drawn.
         workers: of the server.
         engine: whether there is an engine process.
         module: that runs the commands.
         variables: over those of the benchmark.
         history_address: of what stands before Redis; None: Redis itself.
-        redis: running, with the histories, if there is one already.
+        redis: running, for the histories; None: one of the rig's own.
+        every: whether all versions of the source are copied.
     """
     with tempfile.TemporaryDirectory(prefix="wf-") as name, on_cores(settings.client_cores):
         folder = Path(name)
-        registry = copied(source, folder / "registry")
+        registry = copied(source, folder / "registry", every=every)
         if redis is None:
             with started_redis(folder) as own:
                 histories = fill(settings, registry, own.address, data)
@@ -160,8 +162,8 @@ def fill(settings: ServingSettings, registry: Registry, address: str, data: Path
     return path
 
 
-def copied(source: Registry, root: Path) -> Registry:
-    """A registry with the same versions and the same current one, which may be changed.
+def copied(source: Registry, root: Path, *, every: bool = False) -> Registry:
+    """A registry with the same current version, of `every` version all, which may be changed.
 
     Raises:
         UnavailableError: the source has none.
@@ -170,7 +172,7 @@ def copied(source: Registry, root: Path) -> Registry:
     if current is None:
         raise UnavailableError("the registry is empty", field="registry", value=str(source.root),
                                remedy="run `windfire publish` first")  # fmt: skip
-    for version in source.versions():
+    for version in source.versions() if every else [current]:
         shutil.copytree(source.path(version), root / "versions" / version)
     log = source.root / "catalog_log"
     if log.is_dir():

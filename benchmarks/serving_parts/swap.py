@@ -39,7 +39,7 @@ def _swaps(bench: Bench) -> Arm:
     source = bench.synthetic(bench.sized(settings.items), owns=OWNS)
     moves = settings.swaps + settings.rollbacks
     load = load_of(bench.settings, settings.rate, (moves + 1) * settings.pause, _WARMUP)
-    with rig(bench.settings, source, workers=settings.workers, engine=settings.engine) as on:
+    with rig(bench.settings, source, workers=settings.workers, engine=settings.engine, every=True) as on:
         judge = on.judge()
 
         async def change(opens: float) -> int:
@@ -84,7 +84,7 @@ def _restarts(bench: Bench) -> Arm:
     settings = bench.settings.swap
     source = bench.synthetic(bench.sized(settings.items), owns=OWNS)
     load = load_of(bench.settings, settings.rate, settings.workers * _EACH_RESTART, _WARMUP)
-    with rig(bench.settings, source, workers=settings.workers, engine=settings.engine) as on:
+    with rig(bench.settings, source, workers=settings.workers, engine=settings.engine, every=True) as on:
 
         async def restart(opens: float) -> int:
             await asyncio.sleep(max(0.0, opens - time.monotonic()))

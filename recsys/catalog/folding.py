@@ -101,7 +101,8 @@ class _Item:
 
     def __init__(self) -> None:
         self._placed: dict[tuple[str, tuple[int, ...]] | None, Numbered] = {}  # the first by what semantic ID it gives
-        self._worded: Numbered | None = None  # the last that brought other words
+        # The last that brought other words: for everybody, and since then for one tokenizer alone, by its vector.
+        self._worded: dict[str | None, Numbered] = {}
         self._last: Numbered | None = None
         self._words: tuple[object, ...] | None = None
         self._since: dict[type, Numbered] = {}
@@ -118,19 +119,26 @@ class _Item:
             encoded = change.encoded
             given = None if encoded is None or not encoded.codes else (encoded.tokenizer, encoded.codes)
             self._placed.setdefault(given, record)
-            if words != self._words:
-                self._worded = record
+            if words != self._words and _has_letters(change):
+                self._worded = {None: record}
+            elif words != self._words and encoded is not None:
+                self._worded[encoded.tokenizer] = record
         self._words = words
 
     def kept(self) -> list[Numbered]:
-        upserts = [*self._placed.values(), self._worded, self._last]
+        upserts = [*self._placed.values(), *self._worded.values(), self._last]
         return [record for record in (*upserts, *self._since.values()) if record is not None]
 
 
 def _tells(change: Upsert) -> bool:
     """Whether a semantic ID or a vector may be made of it."""
+    return change.encoded is not None or _has_letters(change)
+
+
+def _has_letters(change: Upsert) -> bool:
+    """Whether every tokenizer can read its words."""
     names = (change.title, *change.category_path, change.brand, change.text)
-    return change.encoded is not None or any(letter.isalnum() for name in names if name for letter in name)
+    return any(letter.isalnum() for name in names if name for letter in name)
 
 
 def _foreign(path: Path) -> CorruptionError:

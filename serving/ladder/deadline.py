@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import Header
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 if TYPE_CHECKING:
     from serving.settings import Settings
@@ -25,11 +25,13 @@ def _plain(value: object) -> object:
 DeadlineMs = Annotated[
     int | None,
     BeforeValidator(_plain),
+    WithJsonSchema({"type": "integer", "minimum": 1}),  # absent, never null
     Header(
         alias="X-Deadline-Ms",
         ge=1,
         description="Milliseconds within which the answer must be there; the server's own deadline if that is shorter.",
     ),
+    WithJsonSchema({"type": "integer", "minimum": 1}),  # a header is absent and never null
 ]
 
 

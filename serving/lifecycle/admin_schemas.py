@@ -18,7 +18,7 @@ Version = Annotated[
 ]
 Wait = Annotated[
     float | None,
-    Field(ge=0, le=600, description="Seconds to wait for the workers; absent: WINDFIRE_RELOAD_TIMEOUT."),
+    Field(ge=0, le=60, description="Seconds to wait for the workers; absent: WINDFIRE_RELOAD_TIMEOUT."),
 ]
 
 

@@ -43,7 +43,8 @@ def test_the_issue_s_methods_and_data_sets_are_there() -> None:
     settings = QualitySettings.load()
     assert set(settings.datasets) == {"beauty", "beauty_time", "scientific", "movielens"}
     assert settings.default_methods == [
-        "popularity", "itemcf", "ease", "sasrec", "flat", "nezha", "nezha_fused", "token_nezha", "token_beam",
+        "popularity", "itemcf", "ease", "sasrec", "flat", "nezha", "nezha_fused", "nezha_fused_flat",
+        "nezha_fused_ease", "token_nezha", "token_beam",
     ]  # fmt: skip
     assert settings.seeds == [1, 2, 3]
 
@@ -58,6 +59,8 @@ def test_fusion_reads_the_weights_of_nezha() -> None:
     methods = QualitySettings.load().methods
     assert methods["nezha_fused"].settings["train"] == methods["nezha"].settings["train"]
     assert FusionSettings.parse(methods["nezha_fused"].settings["fusion"]) == FusionSettings()
+    assert methods["nezha_fused_flat"].settings["train"] == methods["nezha"].settings["train"]
+    assert methods["nezha_fused_flat"].settings["second"] == methods["flat"].settings["train"]
 
 
 def test_mappings_are_merged_and_all_else_replaced() -> None:

@@ -245,11 +245,12 @@ def test_a_synthetic_bundle_is_published_once_and_has_histories(two: Registry, s
 
 
 def test_a_copied_registry_leaves_the_source_alone(two: Registry, tmp_path: Path) -> None:
-    made = copied(two, tmp_path / "copy")
+    made = copied(two, tmp_path / "copy", every=True)
     before = two.current()
     made.set_current(made.versions()[1])
     assert made.versions() == two.versions()
     assert two.current() == before
+    assert copied(two, tmp_path / "one").versions() == [before]
 
 
 def test_a_finished_arm_is_not_measured_again(small: ServingSettings, tmp_path: Path) -> None:

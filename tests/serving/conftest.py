@@ -240,19 +240,36 @@ def shared_engine(start_engine: StartEngine) -> EngineProcess:
     return start_engine()
 
 
+ServeInThread = Callable[[Settings], contextlib.AbstractContextManager[str]]
+
+
 @pytest.fixture(scope="session")
-def shared_url(served_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on a real socket in a thread of this process, for tests that need no state of their own."""
+def serve_in_thread() -> ServeInThread:
+    """Serves on a real socket in a thread of this process while a block lasts; gives the URL."""
+
+    @contextlib.contextmanager
+    def serving(settings: Settings) -> Iterator[str]:
+        config = uvicorn.Config(create_app(settings), port=0, http="httptools", log_config=None, lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.started
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def shared_url(
+    served_registry: Registry, tmp_path_factory: pytest.TempPathFactory, serve_in_thread: ServeInThread
+) -> Iterator[str]:
+    """A server in a thread, for tests that need no state of their own."""
     folder = tmp_path_factory.mktemp("shared")
     settings = Settings(registry=served_registry.root, state=folder / "state", catalog_log=folder / "log")
-    config = uvicorn.Config(create_app(settings), port=0, http="httptools", log_config=None, lifespan="on")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert server.started
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serve_in_thread(settings) as url:
+        yield url

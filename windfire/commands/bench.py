@@ -364,7 +364,7 @@ def serving(
     from benchmarks.figures import Report
     from benchmarks.serving import bench, kept
     from benchmarks.serving_settings import CONFIG, ServingSettings
-    from benchmarks.serving_tables import TABLES
+    from benchmarks.serving_tables import TABLES, UNMEASURED
 
     console = _console()
     settings = ServingSettings.load(config or CONFIG, quick=quick)
@@ -374,7 +374,8 @@ def serving(
     if json is not None:
         (kept(report, Report.load(json)) if keep and json.is_file() else report).save(json)
     figures = {figure.name: figure for figure in report.figures}
-    for build in TABLES.values():
-        console.print(build(figures).rich())
+    for table in (build(figures) for build in TABLES.values()):
+        if table.rows[0][0] != UNMEASURED:
+            console.print(table.rich())
     for text in (*(f"{name}: {why}" for name, why in report.settings["refused"].items()), *report.settings["warnings"]):
         say(text)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.catalog.changes import Change, Delete, Encoded, Expire, Stock, Upsert
-from recsys.catalog.folding import Folded, fold, read_folded, write_folded
+from recsys.catalog.folding import Folded, Numbered, fold, read_folded, write_folded
 from recsys.catalog.live_rows import ItemRow
 from recsys.errors import CorruptionError, WindfireError
 from recsys.event_log.segments import frame
@@ -123,8 +123,20 @@ def test_what_is_folded_and_the_rest_is_the_whole(log: list[Change], cuts: tuple
 @given(log=st.lists(changes, min_size=10, max_size=10).map(lambda parts: [*chain(*parts)]))
 def test_an_item_keeps_few_records_however_often_it_changes(log: list[Change]) -> None:
     kept = Counter(change.item_id for _, change in fold(enumerate(log)))
-    # three semantic IDs under two tokenizers and none, two upserts, and one of each other kind
-    assert max(kept.values(), default=0) <= 3 * 2 + 1 + 2 + 3
+    # semantic IDs: three under two tokenizers, and none; words: for all, and for two tokenizers; the last upsert, and
+    # one of each other kind
+    assert max(kept.values(), default=0) <= 3 * 2 + 1 + 3 + 1 + 3
+
+
+def test_words_that_one_tokenizer_alone_can_read_do_not_hide_those_before() -> None:
+    def put(number: int, title: str | None) -> Numbered:
+        encoded = Encoded(tokenizer="mine", codes=(1,), text=repr(title).encode())
+        return number, Upsert(item_id="old-1", time=0, title=title, encoded=encoded)
+
+    log = [put(0, "blue"), put(1, "red"), put(2, None)]
+    assert fold(log) == log
+    for tokenizer, vector in (("mine", b"None"), ("other", b"'red'")):
+        assert Replay(tokenizer).all(fold(log)).vectors == {"old-1": vector}
 
 
 def test_of_a_put_item_four_records_stay() -> None:
