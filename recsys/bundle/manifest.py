@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -186,7 +187,8 @@ def verify_once(directory: Path, files: dict[str, FileEntry], markers: Path) -> 
     if marker.exists():
         return
     verify_files(directory, files)
-    write_bytes_atomically(marker, b"verified\n")
+    with suppress(OSError):  # a full disk: it is verified again
+        write_bytes_atomically(marker, b"verified\n")
 
 
 def _seal(manifest: Path) -> bytes:

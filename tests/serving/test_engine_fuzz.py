@@ -129,8 +129,10 @@ def test_every_request_ends_once_with_its_own_answer_or_an_error(reach: Reach, s
         return ended
 
     ended = asyncio.run(scenario())
-    expected = EngineAnswer, OverloadedError, UnavailableError, ValueError, EngineFaultError, asyncio.CancelledError
-    kinds = dict.fromkeys(expected, 0)
+    known = (
+        EngineAnswer, UnavailableError, OverloadedError, ValueError, EngineFaultError, asyncio.CancelledError,
+    )  # fmt: skip
+    kinds = dict.fromkeys(known, 0)
     for outcome in ended:
         kinds[type(outcome)] += 1  # no other kind
     answered = {n: outcome for n, outcome in enumerate(ended) if isinstance(outcome, EngineAnswer)}

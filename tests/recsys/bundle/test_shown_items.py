@@ -7,11 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.bundle.manifest import describe_files, verify_once
 from recsys.bundle.shown_items import COLUMNS, shown_items
+from recsys.errors import CorruptionError
 from recsys.records import ITEMS
 from recsys.storage import sha256_file
 
-ROWS = 20_000
+ROWS = 5_000
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def parquet(tmp_path: Path) -> Path:
         }
         for n in range(ROWS)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), tmp_path / "items.parquet", row_group_size=3_000)
+    pq.write_table(pa.Table.from_pylist(rows, schema=ITEMS), tmp_path / "items.parquet", row_group_size=900)
     return tmp_path / "items.parquet"
 
 
@@ -42,7 +44,7 @@ def test_it_is_the_table_and_costs_no_memory_of_the_process(parquet: Path, tmp_p
     assert mapped(parquet, tmp_path / "host").to_pylist() == wanted
     before = pa.total_allocated_bytes()
     table = mapped(parquet, tmp_path / "host")
-    assert table.nbytes > 2 << 20
+    assert table.nbytes > 1 << 19
     assert pa.total_allocated_bytes() - before < 64 << 10
     assert {column.num_chunks for column in table.columns} == {1}
     assert table.to_pylist() == wanted
@@ -71,3 +73,12 @@ def test_the_newest_few_files_stay(parquet: Path, tmp_path: Path) -> None:
     left = sorted(each.name for each in (tmp_path / "host").iterdir())
     assert left == [f"items-{number}.arrow" for number in (2, 3, 4, 5)]
     assert held["item_id"][ROWS - 1].as_py() == f"item-{ROWS - 1}"  # removed, and still mapped
+
+
+def test_a_mark_that_cannot_be_written_refuses_no_bundle(parquet: Path, tmp_path: Path) -> None:
+    files = describe_files(parquet.parent)
+    (tmp_path / "marks").write_text("a file where the folder should be")
+    verify_once(parquet.parent, files, tmp_path / "marks")
+    parquet.write_bytes(parquet.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptionError):
+        verify_once(parquet.parent, files, tmp_path / "marks")

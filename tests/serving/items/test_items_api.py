@@ -52,6 +52,7 @@ def client(request: pytest.FixtureRequest, encodable_registry: Registry, tmp_pat
         state=tmp_path / "state",
         catalog_log=tmp_path / "log",
         beam=20,
+        deadline=timedelta(minutes=1),  # on a busy machine, too, the engine answers
         engine_socket=engine and engine.socket,
     )
     with TestClient(create_app(settings)) as client:
