@@ -143,7 +143,7 @@ class Histories:
     def forget(self, user_id: str) -> int:
         """Delete a user's history, and what still comes of events before this moment; for any thread.
 
-        A mark stays under the user's id, so that nothing brings the entries back.
+        A mark stays under the user's id, also where nothing was held yet: events may be durable and not merged.
 
         Returns:
             How many entries it had.
@@ -152,8 +152,6 @@ class Histories:
             UnavailableError: the store did not acknowledge.
         """
         reading = self._of_one(user_id)
-        if reading.reason is Reason.ABSENT:
-            return 0
         newest = 0 if reading.event_time is None else reading.event_time
         delete_entity(self._store, [USER_RECENT], user_id, max(newest, now_micros()))
         return len(reading.entries or ())

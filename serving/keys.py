@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from serving.settings import Settings
 
+LEAST_RATE: Final = 0.001
+"""Requests per second of the slowest key: one in a quarter of an hour."""
+
 _FORMAT: Final = 1
 _ID_BYTES: Final = 8
 _SECRET_BYTES: Final = 32
@@ -67,7 +70,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
     created: Annotated[int, Meta(ge=0)]
     expires: Annotated[int, Meta(ge=0)] | None = None
-    rate: Annotated[float, Meta(gt=0)] | None = None
+    rate: Annotated[float, Meta(ge=LEAST_RATE)] | None = None
     burst: Annotated[int, Meta(ge=1)] = 1
 
 

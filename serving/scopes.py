@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class UserConvertor(StringConvertor):
     """The id of a user in a path: whatever is in it, slashes too, because everybody may be forgotten."""
 
-    regex = r"[\s\S]+(?<!/export)"  # the end of another path
+    regex = r"export|[\s\S]+(?<!/export)"  # the end of another path
 
 
 register_url_convertor("user", UserConvertor())

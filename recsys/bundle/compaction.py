@@ -83,7 +83,8 @@ def compact(registry: Registry, log: CatalogLog, *, created: datetime, make_curr
         The manifest of the new version; of the served one where the log has nothing new.
 
     Raises:
-        DataError: nothing was published yet, or the log is not the one of the served version.
+        DataError: nothing was published yet, the log is not the one of the served version, or another version is served
+            by the time that the new one would be.
         CorruptionError: a file of the served version, or a record of the log, is damaged.
     """
     served = registry.open_current()
@@ -94,6 +95,9 @@ def compact(registry: Registry, log: CatalogLog, *, created: datetime, make_curr
         return served.manifest
 
     def write(directory: Path) -> BundleManifest:
+        current = registry.current()  # under the registry's lock: whoever moved it meanwhile is not undone
+        if current != served.manifest.version:
+            raise DataError("another version is served by now", field="CURRENT", value=current, remedy="compact again")
         for name in served.manifest.files:
             if name != CHANGES:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -116,14 +120,18 @@ def trim(registry: Registry, log: CatalogLog) -> tuple[int, int]:
         CorruptionError: a manifest is damaged: then nobody knows.
         UnavailableError: see `recsys.catalog.log.CatalogLog.writing`.
     """
-    manifests = [BundleManifest.load(registry.path(version)) for version in registry.versions()]
-    if not manifests:
-        raise InputError(
-            "the registry is empty", field="registry", value=str(registry.root), remedy="run `windfire publish` first"
-        )
-    needed = min(manifest.catalog_sequence for manifest in manifests)
-    with log.writing() as writer:
-        return needed, writer.truncate_before(needed)
+    with registry.exclusive():  # nobody publishes meanwhile what needs more
+        manifests = [BundleManifest.load(registry.path(version)) for version in registry.versions()]
+        if not manifests:
+            raise InputError(
+                "the registry is empty",
+                field="registry",
+                value=str(registry.root),
+                remedy="run `windfire publish` first",
+            )
+        needed = min(manifest.catalog_sequence for manifest in manifests)
+        with log.writing() as writer:
+            return needed, writer.truncate_before(needed)
 
 
 def _share(source: Path, target: Path) -> None:

@@ -158,7 +158,7 @@ def copy_fusion(source: Path, target: Path, *, model_version: str) -> None:
     if second is not None:
         _copy(source / SECOND, target / SECOND, SECOND_FILES)
         found = second_version(target / SECOND)
-        if found != second["version"]:
+        if found != second.get("version"):
             raise VersionMismatchError(
                 f"the second model in {source / SECOND} is not the one that the fusion was fitted with",
                 field="second.version",

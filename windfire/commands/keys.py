@@ -39,15 +39,17 @@ def create(
     file: File = None,
 ) -> None:
     """Make a key and show it, this once; only a hash of it is kept."""
-    from serving.keys import Scope, new_key
+    from serving.keys import LEAST_RATE, Scope, new_key
 
     try:
         scopes = tuple(Scope(one) for one in scope)
     except ValueError:
         raise ConfigError("no such scope", field="scope", value=scope,
                           remedy=f"take some of {', '.join(Scope)}") from None  # fmt: skip
-    if (rate is not None and not rate > 0) or not 0 < len(name) <= 100:
-        raise ConfigError("a rate is above 0, a name has 1 to 100 characters", field="name", value=name, remedy="")
+    if (rate is not None and not rate >= LEAST_RATE) or not 0 < len(name) <= 100:
+        raise ConfigError(
+            f"a rate is {LEAST_RATE:g} or more, a name has 1 to 100 characters", field="name", value=name, remedy=""
+        )
     expires = None if days is None else time.time_ns() // 1_000 + round(days * _DAY)
     held = burst if burst is not None else max(1, round(rate or 1))
     with _changing(_path(file)) as keys:

@@ -183,6 +183,27 @@ def test_only_what_no_version_needs_is_trimmed(registry: Registry, log: CatalogL
     assert shown(worker_of(registry.open_current(), log)) == expected | {"new-99"}
 
 
+class Overtaken(Registry):
+    """Somebody serves another version just after the served one was opened."""
+
+    def open_current(self, *, verify: bool = True, markers: Path | None = None) -> Bundle:
+        bundle = super().open_current(verify=verify, markers=markers)
+        with self.exclusive():
+            self.point_to(self.versions()[0])
+        return bundle
+
+
+def test_who_served_another_version_meanwhile_is_not_undone(registry: Registry, log: CatalogLog) -> None:
+    some_items(log, registry.open_current(), 2)
+    compact(registry, log, created=datetime(2026, 2, 1, tzinfo=UTC))
+    append(log, Delete(item_id="new-0", time=0))
+    first, second = registry.versions()
+    assert registry.current() == second
+    with pytest.raises(DataError, match="another version is served by now") as raised:
+        compact(Overtaken(registry.root), log, created=datetime(2026, 2, 2, tzinfo=UTC))
+    assert (raised.value.value, registry.current(), registry.versions()) == (first, first, [first, second])
+
+
 def test_nothing_is_trimmed_where_nobody_knows_what_is_needed(registry: Registry, log: CatalogLog) -> None:
     some_items(log, registry.open_current())
     write_bytes_atomically(registry.open_current().path / "manifest.json", b"{}")
