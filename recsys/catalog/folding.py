@@ -59,7 +59,7 @@ def fold(records: Iterable[Numbered]) -> list[Numbered]:
         records: (sequence number, change), rising; may be folded already.
 
     Returns:
-        Some of them, in their order: at most about six of an item, however often it changed.
+        Some of them, in their order: at most some twelve of an item, however often it changed.
     """
     items: dict[str, _Item] = {}
     for number, change in records:
@@ -100,9 +100,12 @@ class _Item:
     """The records of one item that matter."""
 
     def __init__(self) -> None:
-        self._placed: dict[tuple[str, tuple[int, ...]] | None, Numbered] = {}  # the first by what semantic ID it gives
+        self._placed: dict[
+            tuple[str, tuple[int, ...]] | None, tuple[Numbered, Numbered]
+        ] = {}  # the first by what semantic ID it gives
         # The last that brought other words: for everybody, and since then for one tokenizer alone, by its vector.
-        self._worded: dict[str | None, Numbered] = {}
+        self._worded: dict[str | None, tuple[Numbered, Numbered]] = {}
+        self._began: Numbered | None = None  # with it the words that the last upsert has came
         self._last: Numbered | None = None
         self._words: tuple[object, ...] | None = None
         self._since: dict[type, Numbered] = {}
@@ -115,18 +118,21 @@ class _Item:
         self._since.clear()
         self._last = record
         words = change.title, change.category_path, change.brand, change.text
+        if words != self._words:
+            self._began = record
         if _tells(change):
             encoded = change.encoded
             given = None if encoded is None or not encoded.codes else (encoded.tokenizer, encoded.codes)
-            self._placed.setdefault(given, record)
+            self._placed.setdefault(given, (self._began or record, record))
             if words != self._words and _has_letters(change):
-                self._worded = {None: record}
+                self._worded = {None: (record, record)}
             elif words != self._words and encoded is not None:
-                self._worded[encoded.tokenizer] = record
+                self._worded[encoded.tokenizer] = (record, record)
         self._words = words
 
     def kept(self) -> list[Numbered]:
-        upserts = [*self._placed.values(), *self._worded.values(), self._last]
+        pairs = (*self._placed.values(), *self._worded.values(), (self._began, self._last))
+        upserts = [record for pair in pairs for record in pair]
         return [record for record in (*upserts, *self._since.values()) if record is not None]
 
 

