@@ -94,6 +94,7 @@ class LiveItems:
         self.rows = LiveRows(bundle.catalog)
         self.sequence = bundle.manifest.catalog_sequence
         self.unplaced: set[str] = set()
+        self._told: dict[int, tuple[object, ...]] = {}  # words of a vector, where they are not the row's
         self._bundle, self._decoder, self._retrieval, self._log = bundle, decoder, retrieval, log
         self._cold = cold
         self._segments: Segments | None = None  # made with the first new item
@@ -278,9 +279,10 @@ class LiveItems:
         item = int(self.rows.lookup([change.item_id])[0])
         if item >= 0:
             before = self.rows.row(item) or self._snapshot(item)
-            self.rows.put(item, before.after(change))
-            if isinstance(change, Upsert) and words(before) != words(self.rows.row(item)):
-                self._reword(item, change, vectors)
+            after = before.after(change)
+            self.rows.put(item, after)
+            if isinstance(change, Upsert) and self._decoder is not None:
+                self._reword(item, change, before, after, vectors)
             return item
         if not isinstance(change, Upsert):
             return None
@@ -304,13 +306,29 @@ class LiveItems:
             _log.error("item_not_encoded", item_id=change.item_id, error=str(error))
             return None
 
-    def _reword(self, item: int, change: Upsert, vectors: dict[int, npt.NDArray[np.float32]]) -> None:
-        """Other words: another vector in the text index; the semantic ID stays."""
+    def _reword(
+        self,
+        item: int,
+        change: Upsert,
+        before: ItemRow,
+        after: ItemRow,
+        vectors: dict[int, npt.NDArray[np.float32]],
+    ) -> None:
+        """Other words: another vector in the text index; the semantic ID stays.
+
+        Words that cannot be read leave the old vector, and are remembered as not its own: it is always that of the last
+        words that could be read, whatever came between.
+        """
+        told = self._told.pop(item, words(before))
+        if told == words(after):
+            return
         try:
             vector = None if self.encoder is None else self.encoder.read(change)
-        except WindfireError:  # no words are left: the old vector stays
-            return
-        if vector is not None:
+        except WindfireError:  # no words are left
+            vector = None
+        if vector is None:
+            self._told[item] = told
+        else:
             vectors[item] = vector
 
     def _arrive(self, arrived: _Arrived) -> None:

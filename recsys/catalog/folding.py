@@ -1,7 +1,7 @@
 """Compaction of the catalogue log: the records that still matter, in a file beside a bundle's snapshot.
 
 Nothing is made up: what is kept is a part of the log, in its order and with its sequence numbers. Of an item these are
-the records that placed it, the one that gave it its words, its last upsert, and what was said of it since. Who applies
+the records that placed it, those that its vector is of, its last upsert, and what was said of it since. Who applies
 them and then the rest of the log comes to the state that the whole log leads to, under every tokenizer.
 """
 
@@ -97,17 +97,16 @@ def read_folded(path: Path) -> Folded:
 
 
 class _Item:
-    """The records of one item that matter."""
+    """The records of one item that matter.
+
+    Every tokenizer treats two upserts alike, as far as they give a semantic ID, that carry the same one and both have
+    letters or not. Its vector is that of the last upsert that it can read: by its letters, or by a vector of its own.
+    """
 
     def __init__(self) -> None:
-        self._placed: dict[
-            tuple[str, tuple[int, ...]] | None, tuple[Numbered, Numbered]
-        ] = {}  # the first by what semantic ID it gives
-        # The last that brought other words: for everybody, and since then for one tokenizer alone, by its vector.
-        self._worded: dict[str | None, tuple[Numbered, Numbered]] = {}
-        self._began: Numbered | None = None  # with it the words that the last upsert has came
+        self._placed: dict[tuple[tuple[str, tuple[int, ...]] | None, bool], Numbered] = {}  # the first of each kind
+        self._read: dict[str | None, Numbered] = {}  # the last for everybody, and those since for one tokenizer alone
         self._last: Numbered | None = None
-        self._words: tuple[object, ...] | None = None
         self._since: dict[type, Numbered] = {}
 
     def take(self, number: int, change: Change) -> None:
@@ -117,28 +116,18 @@ class _Item:
             return
         self._since.clear()
         self._last = record
-        words = change.title, change.category_path, change.brand, change.text
-        if words != self._words:
-            self._began = record
-        if _tells(change):
-            encoded = change.encoded
-            given = None if encoded is None or not encoded.codes else (encoded.tokenizer, encoded.codes)
-            self._placed.setdefault(given, (self._began or record, record))
-            if words != self._words and _has_letters(change):
-                self._worded = {None: (record, record)}
-            elif words != self._words and encoded is not None:
-                self._worded[encoded.tokenizer] = (record, record)
-        self._words = words
+        encoded, letters = change.encoded, _has_letters(change)
+        given = None if encoded is None else (encoded.tokenizer, encoded.codes)
+        if letters:
+            self._read = {None: record}
+        elif encoded is not None:
+            self._read[encoded.tokenizer] = record
+        if letters or encoded is not None:
+            self._placed.setdefault((given, letters), record)
 
     def kept(self) -> list[Numbered]:
-        pairs = (*self._placed.values(), *self._worded.values(), (self._began, self._last))
-        upserts = [record for pair in pairs for record in pair]
+        upserts = [*self._placed.values(), *self._read.values(), self._last]
         return [record for record in (*upserts, *self._since.values()) if record is not None]
-
-
-def _tells(change: Upsert) -> bool:
-    """Whether a semantic ID or a vector may be made of it."""
-    return change.encoded is not None or _has_letters(change)
 
 
 def _has_letters(change: Upsert) -> bool:

@@ -31,7 +31,7 @@ from serving.stages import BundleRecommender
 from windfire.commands import catalogue, publish
 
 ids = st.sampled_from([f"item-{n:02d}" for n in range(3)] + [f"new-{n}" for n in range(4)])
-titles = st.sampled_from(["Crimson lacquer", "Wooden chair", "Title 1"])
+titles = st.sampled_from(["Crimson lacquer", "Wooden chair", "Title 1", "?!"])  # the last has no words
 put = st.builds(Upsert, item_id=ids, time=st.just(0), title=titles, stock=st.none() | st.integers(0, 2))
 gone = st.builds(Delete, item_id=ids, time=st.just(0))
 others = st.builds(Expire, item_id=ids, time=st.just(0), until=st.integers(1, 5)) | st.builds(
