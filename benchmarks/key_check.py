@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from recsys.storage import write_bytes_atomically
-from serving.auth import Authenticate
-from serving.keys import KeyRing, Scope, encode_keys, new_key
 from serving.metrics import Metrics
+from serving.security.auth import Authenticate
+from serving.security.keys import KeyRing, Scope, encode_keys, new_key
 
 if TYPE_CHECKING:
     from starlette.types import Message

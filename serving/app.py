@@ -12,13 +12,11 @@ from fastapi import FastAPI
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
-from serving.auth import Authenticate, watch
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
-from serving.keys import open_ring
 from serving.ladder.fallback import Fallback
 from serving.ladder.keeper import FallbackKeeper
 from serving.ladder.ladder import Ladder
@@ -27,13 +25,15 @@ from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
-from serving.retention import keep_removing
 from serving.routes import router
-from serving.scopes import describe
+from serving.security.auth import Authenticate, watch
+from serving.security.keys import open_ring
+from serving.security.retention import keep_removing
+from serving.security.scopes import describe
+from serving.security.user_data import history_part, log_part
+from serving.security.user_routes import router as user_router
 from serving.services import Services, State
 from serving.tracing import start_tracing
-from serving.user_data import history_part, log_part
-from serving.user_routes import router as user_router
 from serving.watching import RequestWatch
 from serving.workers.neighbours import Neighbours
 
@@ -59,7 +59,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         values: where metrics are kept by one of several workers.
 
     Raises:
-        ConfigError: see `serving.keys.open_ring` and `serving.tracing.start_tracing`.
+        ConfigError: see `serving.security.keys.open_ring` and `serving.tracing.start_tracing`.
     """
     metrics = Metrics(values)
     ring = open_ring(settings)

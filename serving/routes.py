@@ -16,7 +16,6 @@ from feature_store.standard import recent_items
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from recsys.event_log import Exposure
-from serving.auth import may_see_details
 from serving.engine import EngineRequest, Refusal, Seek
 from serving.errors import (
     MALFORMED,
@@ -45,6 +44,7 @@ from serving.schemas import (
     SearchRequest,
     SimilarRequest,
 )
+from serving.security.auth import may_see_details
 from serving.services import Services, services_of
 from serving.timing import EXPOSURE, FEATURES, timed, timed_engine
 

@@ -11,9 +11,9 @@ import uvicorn
 
 from recsys.errors import UnavailableError
 from serving.app import create_app
-from serving.connections import connection_limits, guarded_protocol
 from serving.draining import DrainingServer
 from serving.logs import configure_logs
+from serving.security.connections import connection_limits, guarded_protocol
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, TypedDict
 from starlette.requests import Request  # FastAPI reads the annotation when it runs
 
 from serving.schemas import Readiness
-from serving.user_data import UserData
+from serving.security.user_data import UserData
 
 if TYPE_CHECKING:
     from recsys.event_log import EventLog, Exposure, GroupWriter
     from serving.engine import Engine, EngineKeeper
     from serving.histories import Histories
-    from serving.keys import KeyRing
     from serving.ladder.ladder import Ladder
     from serving.metrics import Metrics
     from serving.schemas import EventResult, EventRow
+    from serving.security.keys import KeyRing
     from serving.settings import Settings
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from recsys.errors import UnavailableError
-from serving.keys import open_ring
 from serving.logs import configure_logs
 from serving.metrics import CrewMetrics
+from serving.security.keys import open_ring
 from serving.worker_values import PARENT, WorkerValues, clean
 from serving.workers.folders import alone, check_workers, metrics_folder
 from serving.workers.signals import Signals
@@ -48,7 +48,7 @@ def run_workers(settings: Settings) -> None:
     """Serve with several workers until SIGTERM or SIGINT; SIGHUP replaces all of them, one after the other.
 
     Raises:
-        ConfigError: see `check_workers` and `serving.keys.open_ring`.
+        ConfigError: see `check_workers` and `serving.security.keys.open_ring`.
         OSError: the address cannot be listened on.
         UnavailableError: no worker could start, or another server has the state.
     """

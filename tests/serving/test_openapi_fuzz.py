@@ -21,10 +21,10 @@ from recsys.bundle import Registry
 from recsys.storage import write_bytes_atomically
 from serving.app import create_app
 from serving.errors import ErrorBody
-from serving.keys import Scope, encode_keys, new_key
 from serving.paging import Page, read_cursor
 from serving.schemas import RecommendAnswer
-from serving.scopes import describe
+from serving.security.keys import Scope, encode_keys, new_key
+from serving.security.scopes import describe
 from serving.settings import Settings
 
 # `WINDFIRE_FUZZ_EXAMPLES=10000 pytest tests/serving/test_openapi_fuzz.py -k random` is the full run.

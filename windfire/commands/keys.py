@@ -15,7 +15,7 @@ from recsys.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from serving.keys import StoredKey
+    from serving.security.keys import StoredKey
 
 app = typer.Typer(no_args_is_help=True)
 File = Annotated[Path | None, typer.Option("--file", help="The key file. Default: WINDFIRE_KEYS_FILE.")]
@@ -39,7 +39,7 @@ def create(
     file: File = None,
 ) -> None:
     """Make a key and show it, this once; only a hash of it is kept."""
-    from serving.keys import LEAST_RATE, Scope, new_key
+    from serving.security.keys import LEAST_RATE, Scope, new_key
 
     try:
         scopes = tuple(Scope(one) for one in scope)
@@ -62,7 +62,7 @@ def create(
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(help="As `list` shows it.")], file: File = None) -> None:
     """Take a key back."""
-    from serving.keys import find_key
+    from serving.security.keys import find_key
 
     with _changing(_path(file)) as keys:
         keys.remove(find_key(keys, key_id))
@@ -74,7 +74,7 @@ def list_keys(file: File = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from serving.keys import read_keys
+    from serving.security.keys import read_keys
 
     table = Table("id", "name", "scopes", "created", "expires", "rate", "burst")
     for key in read_keys(_path(file)):
@@ -101,7 +101,7 @@ def _path(given: Path | None) -> Path:
 def _changing(path: Path) -> Iterator[list[StoredKey]]:
     """The keys of a file, to be changed; written back when the block ends. One at a time."""
     from recsys.storage import write_bytes_atomically
-    from serving.keys import encode_keys, locked, read_keys
+    from serving.security.keys import encode_keys, locked, read_keys
 
     with locked(path):
         keys = read_keys(path) if path.exists() else []

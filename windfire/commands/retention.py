@@ -22,7 +22,7 @@ def command(
     from contextlib import closing
 
     from recsys.event_log import SegmentLog
-    from serving.retention import remove_old
+    from serving.security.retention import remove_old
     from serving.settings import read_settings
     from serving.workers.folders import states_with_logs
 

@@ -130,6 +130,18 @@ def test_an_item_keeps_few_records_however_often_it_changes(log: list[Change]) -
     assert max(kept.values(), default=0) <= 4 * 2 * 2 + 1 + 3 + 1 + 3
 
 
+def test_the_first_that_has_letters_places_an_item_for_who_cannot_read_the_vector() -> None:
+    def put(number: int, title: str) -> Numbered:
+        encoded = Encoded(tokenizer="other", codes=(1,), text=repr(title).encode())
+        return number, Upsert(item_id="new-0", time=0, title=title, encoded=encoded)
+
+    log = [put(0, "?!"), put(1, "red"), put(2, "blue")]
+    for tokenizer in ("mine", "other"):
+        whole = Replay(tokenizer).all(log)
+        assert Replay(tokenizer).all(fold(log)).state() == whole.state()
+    assert Replay("mine").all(fold(log)).codes == {"new-0": (b"'red'", [])}
+
+
 def test_words_that_one_tokenizer_alone_can_read_do_not_hide_those_before() -> None:
     def put(number: int, title: str | None) -> Numbered:
         encoded = Encoded(tokenizer="mine", codes=(1,), text=repr(title).encode())

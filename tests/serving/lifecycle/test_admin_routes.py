@@ -15,10 +15,10 @@ from recsys.bundle.promotion import moves
 from recsys.storage import write_bytes_atomically
 from serving.app import create_app
 from serving.engine import InProcessEngine
-from serving.keys import Scope, encode_keys, new_key
 from serving.lifecycle.admin_schemas import BundlesAnswer, MovedAnswer
 from serving.lifecycle.workers import WorkerReport
 from serving.metrics import EngineMetrics
+from serving.security.keys import Scope, encode_keys, new_key
 from serving.settings import Settings
 
 RELOAD, ROLLBACK = "/v1/admin/bundles/reload", "/v1/admin/bundles/rollback"

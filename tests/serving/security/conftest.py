@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from recsys.storage import write_bytes_atomically
 from serving.app import create_app
-from serving.keys import Scope, StoredKey, encode_keys, new_key
+from serving.security.keys import Scope, StoredKey, encode_keys, new_key
 from serving.settings import Settings
 
 DAY = 86_400_000_000

@@ -16,16 +16,16 @@ from starlette.types import Scope as Connection
 
 from recsys.errors import ConfigError
 from serving.app import create_app
-from serving.auth import Authenticate
 from serving.errors import ErrorBody
 from serving.item_routes import router as item_router
-from serving.keys import KeyRing, Scope
 from serving.lifecycle.admin_routes import router as admin_router
 from serving.metrics import Metrics
 from serving.routes import router
-from serving.scopes import SCOPES, ScopeTable
+from serving.security.auth import Authenticate
+from serving.security.keys import KeyRing, Scope
+from serving.security.scopes import SCOPES, ScopeTable
+from serving.security.user_routes import router as user_router
 from serving.settings import Settings
-from serving.user_routes import router as user_router
 
 if TYPE_CHECKING:
     from tests.serving.security.conftest import KeyFile

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from serving.connections import MAX_HEAD_BYTES, MAX_HEADERS, ConnectionLimits, guarded_protocol
+from serving.security.connections import MAX_HEAD_BYTES, MAX_HEADERS, ConnectionLimits, guarded_protocol
 
 PATIENT = 30.0
 SHORT = 0.2

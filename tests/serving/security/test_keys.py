@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from recsys.errors import ConfigError, InputError
-from serving.keys import Holder, KeyRing, Refusal, Scope, StoredKey, encode_keys, new_key, read_keys
+from serving.security.keys import Holder, KeyRing, Refusal, Scope, StoredKey, encode_keys, new_key, read_keys
 from windfire.commands.keys import app
 
 

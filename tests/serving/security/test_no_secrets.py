@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from recsys.bundle import Registry
-from serving.keys import Scope
+from serving.security.keys import Scope
 
 if TYPE_CHECKING:
     from tests.serving.security.conftest import KeyFile

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.token_bucket import TokenBucket
+from serving.security.token_bucket import TokenBucket
 
 STEPS = st.lists(st.integers(0, 64), max_size=60)  # in 1/16 seconds, so that sums of floats are exact
 

@@ -23,8 +23,8 @@ from recsys.bundle import Registry
 from recsys.errors import UnavailableError
 from recsys.event_log import SegmentLog
 from serving.app import create_app
+from serving.security.user_data import Part, UserData
 from serving.settings import Settings
-from serving.user_data import Part, UserData
 from serving.workers.neighbours import Neighbours
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from serving.errors import FORBIDDEN, METHOD, NOT_FOUND, Problem, envelope
-from serving.keys import Refusal, Scope
-from serving.scopes import ScopeTable
+from serving.security.keys import Refusal, Scope
+from serving.security.scopes import ScopeTable
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Send
     from starlette.types import Scope as Connection
 
-    from serving.keys import Holder, KeyRing
     from serving.metrics import Metrics
+    from serving.security.keys import Holder, KeyRing
 
 UNAUTHORIZED: Final = Problem(401, "unauthorized", False, "No key, or one that is unknown or has expired.")
 RATE_LIMITED: Final = Problem(

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from recsys.errors import ConfigError, InputError
-from serving.token_bucket import TokenBucket
+from serving.security.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

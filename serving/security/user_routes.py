@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from recsys.errors import UnavailableError
 from serving.errors import MALFORMED, UNAVAILABLE, documented, json_response
 from serving.middleware import REQUEST_ID
-from serving.scopes import USER_ID
+from serving.security.scopes import USER_ID
 from serving.services import Services, services_of
 
 _PATIENCE: Final = 30.0  # seconds; every segment of the logs is searched

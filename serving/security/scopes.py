@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import compile_path
 
-from serving.keys import Scope
+from serving.security.keys import Scope
 
 if TYPE_CHECKING:
     import re

@@ -1,0 +1,1 @@
+"""Who may ask, how much and how slowly, and what is held of users: keys, connections, erasing, retention."""
