@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recsys.bundle.manifest import BundleManifest
+from recsys.bundle.promotion import take_over
 from recsys.catalog.folding import CHANGES, Folded, fold, read_folded, write_folded
 from recsys.errors import DataError, InputError
 
@@ -84,7 +85,7 @@ def compact(registry: Registry, log: CatalogLog, *, created: datetime, make_curr
 
     Raises:
         DataError: nothing was published yet, the log is not the one of the served version, or another version is served
-            by the time that the new one would be.
+            by the time that the new one would be: then it stays so.
         CorruptionError: a file of the served version, or a record of the log, is damaged.
     """
     served = registry.open_current()
@@ -95,9 +96,6 @@ def compact(registry: Registry, log: CatalogLog, *, created: datetime, make_curr
         return served.manifest
 
     def write(directory: Path) -> BundleManifest:
-        current = registry.current()  # under the registry's lock: whoever moved it meanwhile is not undone
-        if current != served.manifest.version:
-            raise DataError("another version is served by now", field="CURRENT", value=current, remedy="compact again")
         for name in served.manifest.files:
             if name != CHANGES:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +104,10 @@ def compact(registry: Registry, log: CatalogLog, *, created: datetime, make_curr
         return replace(served.manifest, catalog_sequence=folded.end, created=created.isoformat())
 
     version = f"{created:%Y%m%dT%H%M%S.%fZ}-{served.manifest.model_version}"
-    return registry.publish(version, write, make_current=make_current)
+    manifest = registry.publish(version, write, make_current=False)
+    if make_current:
+        take_over(registry, manifest.version, served.manifest.version)
+    return manifest
 
 
 def trim(registry: Registry, log: CatalogLog) -> tuple[int, int]:

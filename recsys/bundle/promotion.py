@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from recsys.bundle.gate import Verdict, judge, refused
 from recsys.bundle.manifest import BundleManifest
 from recsys.bundle.pointers import CANARY
-from recsys.errors import InputError, WindfireError
+from recsys.errors import DataError, InputError, WindfireError
 
 if TYPE_CHECKING:
     from recsys.bundle.gate import Gate
@@ -52,6 +52,32 @@ def promote(registry: Registry, version: str, gate: Gate, *, reason: str | None 
         said = {"verdict": str(verdict), "passed": verdict.passed, "reason": reason}
         _moved(registry, "promote", before, version, said)
     return verdict
+
+
+def take_over(registry: Registry, version: str, served: str) -> None:
+    """Serve a version that is the served model once more, with the catalogue of now: no gate, and a canary goes on.
+
+    Args:
+        registry: where it is.
+        version: which.
+        served: the version whose model it is; it must still be served.
+
+    Raises:
+        DataError: another one is served by now; CURRENT stays.
+        InputError: the version is not in the registry.
+    """
+    with registry.exclusive():
+        current = registry.current()
+        if current != served:
+            raise DataError(
+                f"another version is served by now; {version} is published and not served",
+                field="CURRENT",
+                value=current,
+                remedy="compact again",
+            )
+        registry.point_to(version)
+        said = {"verdict": "the same model, with the catalogue of now", "passed": True, "reason": None}
+        _write(registry, "promote", served, version, said)
 
 
 def roll_back(registry: Registry, version: str | None = None) -> str:
@@ -122,6 +148,11 @@ def _check_reason(reason: str) -> None:
 
 
 def _moved(registry: Registry, kind: str, before: str | None, version: str, said: dict[str, Any]) -> None:
+    _write(registry, kind, before, version, said)
+    (registry.root / CANARY).unlink(missing_ok=True)
+
+
+def _write(registry: Registry, kind: str, before: str | None, version: str, said: dict[str, Any]) -> None:
     now = datetime.now(UTC).isoformat()
     line = json.dumps({"time": now, "kind": kind, "from": before, "to": version, **said}, ensure_ascii=False)
     with (registry.root / MOVES).open("a+b") as file:
@@ -130,4 +161,3 @@ def _moved(registry: Registry, kind: str, before: str | None, version: str, said
         file.write(b"\n" * torn + f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
-    (registry.root / CANARY).unlink(missing_ok=True)

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 
 from recsys.bundle import Bundle, Registry, load_decoder, load_indexes, publish_run
 from recsys.bundle.compaction import compact, trim
+from recsys.bundle.pointers import CANARY, Share, read_share, write_share
+from recsys.bundle.promotion import roll_back
 from recsys.catalog.changes import Change, Delete, Expire, Stock, Upsert
 from recsys.catalog.folding import CHANGES, read_folded
 from recsys.catalog.log import CatalogLog
@@ -201,7 +203,22 @@ def test_who_served_another_version_meanwhile_is_not_undone(registry: Registry, 
     assert registry.current() == second
     with pytest.raises(DataError, match="another version is served by now") as raised:
         compact(Overtaken(registry.root), log, created=datetime(2026, 2, 2, tzinfo=UTC))
-    assert (raised.value.value, registry.current(), registry.versions()) == (first, first, [first, second])
+    assert (raised.value.value, registry.current()) == (first, first)
+    assert len(registry.versions()) == 3  # what was made stays, and is not served
+
+
+def test_a_rollback_of_a_compacted_version_does_not_serve_what_the_gate_refused(
+    registry: Registry, log: CatalogLog
+) -> None:
+    served = registry.open_current()
+    refused = f"{served.manifest.version}-refused"  # newer than the served one, older than the compacted one
+    shutil.copytree(served.path, registry.root / "versions" / refused)
+    write_share(registry, CANARY, Share(refused, 0.1, "salt"))
+    some_items(log, served, 2)
+    new = compact(registry, log, created=datetime(2026, 2, 1, tzinfo=UTC)).version
+    assert registry.current() == new
+    assert read_share(registry, CANARY) is not None  # the same model is served: it goes on
+    assert roll_back(registry) == served.manifest.version
 
 
 def test_nothing_is_trimmed_where_nobody_knows_what_is_needed(registry: Registry, log: CatalogLog) -> None:
