@@ -34,10 +34,10 @@ class Standing:
 
     def hidden(self, first: int, last: int) -> bool:
         """Whether it may be shown at no time from `first` to `last`."""
-        gone = self.deleted or self.stock == 0
-        return (
-            gone or (self.ends is not None and self.ends <= first) or (self.begins is not None and self.begins > last)
-        )
+        if self.deleted or self.stock == 0:
+            return True
+        earliest = first if self.begins is None else max(first, self.begins)
+        return earliest > last or (self.ends is not None and self.ends <= earliest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ def test_an_item_that_ends_while_it_is_asked_for_may_be_shown() -> None:
     assert Standing(ends=10).hidden(10, 12)
     assert not Standing(begins=10).hidden(8, 10)
     assert Standing(begins=10).hidden(8, 9)
+    assert Standing(begins=10, ends=9).hidden(8, 12)  # it ends before it begins
+    assert not Standing(begins=10, ends=11).hidden(8, 12)
 
 
 @pytest.fixture(scope="module")
