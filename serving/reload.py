@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from recsys.bundle.loading import load_decoder, load_indexes
+from recsys.bundle.promotion import served_before
 from recsys.bundle.registry import Registry
 from recsys.catalog.log import CatalogLog
 from recsys.decoding.added import ColdPrior
@@ -104,7 +105,8 @@ class BundleWatcher:
     """Keeps an engine at the registry's CURRENT, and beside it what CANARY and SHADOW name.
 
     A bundle is verified, loaded, tried on a few requests and on those that were recorded, and only then put in. One
-    that fails any of this is refused and the one before answers on. It is tried again after a pause that
+    that fails any of this is refused and the one before answers on; a process that has none yet loads the one that was
+    served before. The refused one is tried again after a pause that
     doubles each time, because memory, a mount or a repaired file may have been all that was missing.
 
     Args:
@@ -193,13 +195,27 @@ class BundleWatcher:
                 return False
             recommender = self._companions.running(version) or await self._load(version)
         except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the watcher goes on
-            if self._retries.failed(error):
+            news = self._retries.failed(error)
+            if news:
                 _log.error("bundle_refused", version=version, error=str(error))
                 self._metrics.reloads.labels("refused").inc()
-            return False
+            tried = news or version is not None  # else CURRENT names nothing still, which has no pauses
+            return self._main is None and tried and await self._load_earlier(version)
         self._retries.forget()
         self._exchange(recommender, version)
         return True
+
+    async def _load_earlier(self, refused: str | None) -> bool:
+        """Whether one that was served before was loaded: a process that starts has nothing else to answer with."""
+        for version in await asyncio.to_thread(served_before, self._registry, refused):
+            try:
+                recommender = await self._load(version)
+            except Exception as error:  # noqa: BLE001 - as above
+                _log.warning("earlier_bundle_refused", version=version, error=str(error))
+            else:
+                self._exchange(recommender, version)
+                return True
+        return False
 
     async def _load(self, version: str) -> BundleRecommender:
         """Load a version and let it answer the recorded requests."""

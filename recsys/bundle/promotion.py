@@ -114,6 +114,20 @@ def moves(registry: Registry) -> list[dict[str, Any]]:
     return found
 
 
+def served_before(registry: Registry, version: str | None) -> list[str]:
+    """What was served before and is in the registry, the last first, each once, without one version.
+
+    A version that was published and never served is not among them: the gate may have refused it.
+
+    Args:
+        registry: where it is.
+        version: what is left out.
+    """
+    known = set(registry.versions()) - {version}
+    named = [str(move["to"]) for move in reversed(moves(registry))]
+    return [name for name in dict.fromkeys(named) if name in known]
+
+
 def _served_before(registry: Registry, current: str | None) -> str | None:
     """What was served before the newest promotion to the current version; None where that is not written down."""
     for move in reversed(moves(registry)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from recsys.bundle.promotion import served_before
 from recsys.bundle.registry import Registry
 from recsys.catalog.log import CatalogLog
 from serving.ladder.fallback import load_tables
@@ -48,20 +49,33 @@ class FallbackKeeper:
             version = await asyncio.to_thread(self._wanted)
             loaded = self._fallback.loaded
             if version is not None and (loaded is None or loaded.version != version) and self._due(version):
-                load = partial(load_tables, self._registry, version, markers=self._markers, log=self._log)
-                self._fallback.swap(await asyncio.to_thread(load))
+                await self._load(version)
                 self._tried = None
-                _log.info("tables_loaded", version=version)
             elif loaded is not None:
                 await self._fallback.in_thread(loaded.follow)
         except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the one before answers on
             _log.warning("tables_refused", error=str(error))
+            await self._load_earlier()
 
     async def watch(self) -> None:
         """Look again and again until cancelled."""
         while True:
             await asyncio.sleep(_EVERY)
             await self.look()
+
+    async def _load(self, version: str) -> None:
+        load = partial(load_tables, self._registry, version, markers=self._markers, log=self._log)
+        self._fallback.swap(await asyncio.to_thread(load))
+        _log.info("tables_loaded", version=version)
+
+    async def _load_earlier(self) -> None:
+        """What was served before the version that was refused, where there is nothing else to answer with."""
+        earlier = await asyncio.to_thread(served_before, self._registry, self._tried)
+        while earlier and self._fallback.loaded is None:
+            try:
+                await self._load(earlier.pop(0))
+            except Exception as error:  # noqa: BLE001 - as above
+                _log.warning("tables_refused", error=str(error))
 
     def _wanted(self) -> str | None:
         versions, keeper = self._engine.versions, self._keeper

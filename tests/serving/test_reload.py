@@ -10,6 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from recsys.bundle import Registry, publish_run
+from recsys.bundle.gate import Gate
+from recsys.bundle.promotion import promote
 from serving.app import create_app
 from serving.engine import InProcessEngine
 from serving.metrics import EngineMetrics
@@ -120,6 +122,28 @@ def test_a_first_bundle_is_picked_up_and_a_bad_pointer_named(
     asyncio.run(watcher.look())
     assert engine.versions is not None
     assert (engine.versions.bundle, watcher.refused) == (good.strip(), None)
+    engine.close()
+
+
+@pytest.mark.parametrize(("name", "answers"), [("codes.npy", 0), ("../../CURRENT", 1)])
+def test_a_process_that_starts_over_something_spoiled_answers_with_what_was_served(
+    two_versions: Registry, server_settings: Settings, engine: InProcessEngine, name: str, answers: int
+) -> None:
+    old, new = two_versions.versions()
+    for version in (old, new):
+        promote(two_versions, version, Gate(), reason="a drill")
+    spoiled = two_versions.path(new) / name
+    good = spoiled.read_bytes()
+    spoiled.write_text("../elsewhere")
+    often = {"registry": two_versions.root, "bundle_poll": timedelta(microseconds=1)}
+    watcher = BundleWatcher(server_settings.model_copy(update=often), engine, EngineMetrics())
+    asyncio.run(watcher.look())
+    assert engine.versions is not None
+    assert engine.versions.bundle == two_versions.versions()[answers]
+    assert watcher.refused is not None
+    spoiled.write_bytes(good)
+    asyncio.run(watcher.look())
+    assert engine.versions.bundle == new
     engine.close()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from recsys.bundle import BundleManifest, Registry
 from recsys.bundle.gate import Comparison, Gate, basis_of, judge
 from recsys.bundle.manifest import TrainingData
 from recsys.bundle.pointers import CANARY, SHADOW, Share, bucket, clear_share, read_share, write_share
-from recsys.bundle.promotion import moves, promote, roll_back
+from recsys.bundle.promotion import moves, promote, roll_back, served_before
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import GateError, InputError
 
@@ -205,3 +206,15 @@ def test_a_spoiled_current_is_mended_by_a_move(registry: Registry) -> None:
         move()
     assert registry.current() == "v1"
     assert [(line["from"], line["to"]) for line in moves(registry)] == [(None, "v2"), (None, "v1")]
+
+
+def test_what_was_served_before_is_the_last_first_and_only_what_was_served(registry: Registry) -> None:
+    assert served_before(registry, registry.current()) == []
+    promote(registry, "v1", Gate())
+    promote(registry, "v3", Gate(), reason="a drill")
+    assert served_before(registry, "v3") == ["v1"]
+    assert served_before(registry, None) == ["v3", "v1"]
+    roll_back(registry, "v1")
+    assert served_before(registry, "v2") == ["v1", "v3"], "v2 was never served"
+    shutil.rmtree(registry.path("v1"))
+    assert served_before(registry, "v2") == ["v3"]
