@@ -175,6 +175,7 @@ class Settings(BaseSettings):
     keep_alive: Duration = timedelta(seconds=5)
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
+    worker_silence: Duration = timedelta(seconds=30)
     log_level: LogLevel = LogLevel.INFO
     slow_request: Duration = timedelta(seconds=1)
     tracing: bool = False

@@ -40,6 +40,7 @@ STEADY: Final = 60.0
 _LOOP: Final = 3  # deaths in a row that are called a crash loop
 _PREPARING: Final = 60.0  # seconds a successor may take before the one that leaves is let go without it
 _MARGIN: Final = 10.0  # seconds beyond the drain's own limits after which a worker is killed
+_LATE: Final = 1.0  # seconds by which this process woke too late: it was stopped, and perhaps everybody was
 _BACKLOG: Final = 2_048  # connections that wait for a worker
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -96,6 +97,7 @@ class _Worker:
     prepared: bool = False
     going: bool = False  # it has the state folder
     up_since: float | None = None
+    heard: float | None = None  # since it is up
     told: bool = False  # to drain or to stop: its end is no surprise
     deadline: float | None = None  # when it is killed
     silent: bool = False  # its end of the pipe is closed
@@ -164,9 +166,10 @@ class Supervisor:
         """Wait for whatever comes next, and act on it."""
         workers = self._workers()
         links = [worker.link for worker in workers if not worker.silent]
-        ready = wait(
-            [self._signals.fileno(), *links, *(each.process.sentinel for each in workers)], timeout=self._until_next()
-        )
+        timeout, began = self._until_next(), time.monotonic()
+        ready = wait([self._signals.fileno(), *links, *(each.process.sentinel for each in workers)], timeout=timeout)
+        if timeout is not None and time.monotonic() - began > timeout + _LATE:
+            self._forgive(time.monotonic())
         for number in self._signals.received():
             self._on_signal(number)
         for worker in workers:
@@ -182,10 +185,21 @@ class Supervisor:
         return [worker for worker in found if worker is not None]
 
     def _until_next(self) -> float | None:
-        times = [worker.deadline for worker in self._workers()]
+        times = [moment for worker in self._workers() for moment in (worker.deadline, self._silent_at(worker))]
         times += [moment for place in self._places for moment in (place.restart, place.patience)]
         known = [moment for moment in times if moment is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None
+
+    def _silent_at(self, worker: _Worker) -> float | None:
+        """When a worker that serves will have been silent for too long."""
+        if worker.heard is None or worker.told:
+            return None
+        return worker.heard + self._settings.worker_silence.total_seconds()
+
+    def _forgive(self, now: float) -> None:
+        """Wait anew for every worker's sign of life."""
+        for worker in self._workers():
+            worker.heard = None if worker.heard is None else now
 
     def _start(self, number: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -233,7 +247,7 @@ class Supervisor:
             worker.prepared = True
             self._advance(place)
         elif word is Word.UP:
-            worker.up_since = time.monotonic()
+            worker.up_since = worker.heard = time.monotonic()
             self._served = True
             _log.info("worker_up", worker=worker.number, pid=worker.process.pid)
             if self._turn is place:
@@ -241,6 +255,8 @@ class Supervisor:
                 self._roll()
                 if self._turn is None:
                     _log.info("rolling_restart_done")
+        elif word is Word.ALIVE:
+            worker.heard = time.monotonic()
         elif word is Word.LEAVING and not self._stopping:
             self._replace(place)
 
@@ -323,4 +339,9 @@ class Supervisor:
             if worker.deadline is not None and now >= worker.deadline:
                 worker.deadline = None
                 _log.error("worker_killed", worker=worker.number, pid=worker.process.pid)
+                worker.process.kill()
+            silent_at = self._silent_at(worker)
+            if silent_at is not None and now >= silent_at:
+                worker.heard = None
+                _log.error("worker_silent", worker=worker.number, pid=worker.process.pid)
                 worker.process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ def work(settings: Settings, number: int, listening: socket.socket, parent: Conn
     say(parent, Word.PREPARED)
     if hear(parent) is not Word.GO:
         return
+    os.set_blocking(parent.fileno(), False)  # a parent that is stopped must not stop this process
     values = WorkerValues(metrics_folder(settings), str(number))
     try:
         config = uvicorn_config(worker_settings(settings, number), values)
@@ -67,9 +69,10 @@ class _WorkerServer(DrainingServer):
         self._values = values
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second; once of these the other workers get to know this one's gauges."""
+        """Ten times a second; once of these the others get to know this one's gauges, and the parent that it lives."""
         if counter % 10 == 0:
             self._values.refresh()
+            say(self._parent, Word.ALIVE)
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -199,6 +199,30 @@ def test_a_worker_that_is_killed_is_started_again(crew: Crew) -> None:
     assert (death["worker"], death["pid"], death["how"], death["deaths"]) == (0, before, "signal 9", 1)
 
 
+def test_a_worker_that_hangs_is_started_again(start_crew: StartCrew) -> None:
+    crew = start_crew(2, WINDFIRE_WORKER_SILENCE="PT5S")
+    hangs, lives = crew.pid(0), crew.pid(1)
+    os.kill(hangs, signal.SIGSTOP)
+    until(lambda: crew.replaced(0, hangs), "it is started again")
+    (silent,) = crew.lines("worker_silent")
+    assert (silent["worker"], silent["pid"]) == (0, hangs)
+    assert crew.lines("worker_died")[0]["how"] == "signal 9"
+    assert crew.pid(1) == lives
+
+
+def test_a_parent_that_was_stopped_kills_nobody(start_crew: StartCrew) -> None:
+    crew = start_crew(2, WINDFIRE_WORKER_SILENCE="PT2S")
+    processes = [crew.server.process.pid, *crew.pids()]
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in processes:
+        os.kill(pid, signal.SIGCONT)
+    with traffic(crew.server.url) as seen:
+        goes_on(seen)
+    assert (crew.lines("worker_silent"), crew.pids()) == ([], processes[1:])
+
+
 def test_sighup_replaces_all_and_fails_no_request(crew: Crew) -> None:
     before = {worker: crew.pid(worker) for worker in range(crew.count)}
     with traffic(crew.server.url) as seen:
