@@ -15,8 +15,9 @@ from benchmarks.figures import ROOT
 from recsys.datasets.prepared import load_sequences
 from recsys.errors import DataError
 from recsys.evaluation.judged import Judgements
+from recsys.processor import has_bfloat16
 from recsys.storage import write_bytes_atomically
-from recsys.text.encoder import PACKAGED_MODEL, load_encoder, processor_has_bfloat16
+from recsys.text.encoder import PACKAGED_MODEL, load_encoder
 from training.smec.data import VectorData, next_items, read_vectors
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def encoded(texts: Sequence[str], cache: Path, say: Callable[[str], None]) -> np
         if not path.exists():
             if encoder is None:
                 say(f"encoding {len(texts)} texts of {cache.name} by {PACKAGED_MODEL}")
-                encoder = load_encoder(PACKAGED_MODEL, max_tokens=256, bfloat16=processor_has_bfloat16())
+                encoder = load_encoder(PACKAGED_MODEL, max_tokens=256, bfloat16=has_bfloat16())
             _save(path, encoder.encode(chunk))
         parts.append(np.load(path))
     return np.concatenate(parts)

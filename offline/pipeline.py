@@ -22,8 +22,9 @@ from offline.jobs import (
 from offline.session import LazySession, is_local
 from offline.tables import Tables
 from recsys.errors import ConfigError, DataError
+from recsys.processor import has_bfloat16
 from recsys.storage import restore_directory
-from recsys.text.encoder import model_directory, model_fingerprint, processor_has_bfloat16
+from recsys.text.encoder import model_directory, model_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,9 +202,7 @@ def plan(tables: Tables, work: Path, settings: OfflineSettings, tokenizer: Token
 
 def _text_job(text: TextSettings) -> Job:
     directory = model_directory(text.model)
-    bfloat16 = directory is not None and (
-        text.precision == "bfloat16" or (text.precision == "auto" and processor_has_bfloat16())
-    )
+    bfloat16 = directory is not None and (text.precision == "bfloat16" or (text.precision == "auto" and has_bfloat16()))
     files: dict[str, str] = {}
     if directory is not None:
         files["model"] = model_fingerprint(directory)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recsys.baselines.scorer import validation_ndcg
 from recsys.errors import ConfigError, DataError
+from recsys.processor import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class SasRecSettings:
         evaluate_every: steps between validations.
         evaluate_users: validation users, at most.
         patience: validations without a better NDCG@10 before the end.
-        bf16: train under bfloat16 autocast.
+        bf16: train under bfloat16 autocast; None = where the processor multiplies in it.
     """
 
     d_model: int = 64
@@ -62,7 +63,7 @@ class SasRecSettings:
     evaluate_every: int = 400
     evaluate_users: int = 8000
     patience: int = 3
-    bf16: bool = True
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
@@ -210,7 +211,8 @@ def _step(
     inputs, lengths = _pad([window[:-1] for window in batch])
     real = torch.from_numpy(np.arange(inputs.shape[1]) < lengths[:, None])  # (B, n)
     targets = torch.from_numpy(np.concatenate([window[1:] for window in batch]).astype(np.int64))
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
+    bfloat16 = has_bfloat16() if settings.bf16 is None else settings.bf16
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
         logits = network(torch.from_numpy(inputs))[real] @ network.item.weight.T  # (targets, I)
     loss = F.cross_entropy(logits, targets)  # bfloat16 logits: a quarter of the time, the same quality
     optimiser.zero_grad()

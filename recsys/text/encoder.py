@@ -139,14 +139,6 @@ def model_directory(model: str) -> Path | None:
     return directory
 
 
-def processor_has_bfloat16() -> bool:
-    """Whether bfloat16 matrix products are faster than float32 here."""
-    import torch
-
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def load_encoder(model: str, *, max_tokens: int, bfloat16: bool, rows: int = _ROWS) -> TextEncoder:
     """Load the encoder that a setting names.
 

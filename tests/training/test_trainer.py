@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from recsys.bundle.loading import load_model
 from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError, DataError
+from recsys.processor import has_bfloat16
 from training.recommender.settings import TrainSettings
 from training.recommender.trainer import Trainer, item_features, learning_rate, train
 
@@ -61,6 +62,13 @@ def test_every_shape_learns_a_predictable_walk(shape: str, tiny_data: PreparedDa
 def test_every_switch_trains(switch: dict[str, object], tiny_data: PreparedData, tmp_path: Path) -> None:
     manifest = train(tiny_data, settings(model={**SMALL["model"], **switch}), tmp_path / "run", seed=1)  # type: ignore[dict-item]
     assert manifest["steps"] == 30
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, has_bfloat16()), (True, True), (False, False)])
+def test_products_are_made_as_the_processor_makes_them_best(
+    given: bool | None, taken: bool, tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    assert train(tiny_data, settings(bf16=given, steps=1), tmp_path / "run", seed=1)["bfloat16"] is taken
 
 
 @pytest.mark.parametrize("shape", ["compact", "flat", "token"])

@@ -74,7 +74,7 @@ class TrainSettings(RunSettings):
     weight_decay: float = Field(0.05, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     average_decay: float = Field(0.99, ge=0, lt=1, description="exponential average of the weights; 0 = off")
-    bf16: bool = True
+    bf16: bool | None = Field(None, description="bfloat16 autocast; null = where the processor multiplies in it")
     evaluate_every: int = Field(150, ge=1)
     evaluate_users: int = Field(4000, ge=1)
     evaluate_beam: int = Field(20, ge=1)

@@ -18,6 +18,7 @@ from recsys.decoding.trie import SidTrie
 from recsys.errors import ConfigError
 from recsys.models import ItemFeatures, RecommenderConfig, build_model
 from recsys.models.normaliser import Normaliser
+from recsys.processor import has_bfloat16
 from recsys.storage import read_json, sha256_parts, staged_directory, write_json_atomically
 from training.progress import StepBar, cpu_seconds
 from training.recommender.checkpoint import Progress, RandomState, load_checkpoint, save_checkpoint
@@ -153,6 +154,7 @@ class Trainer:
                 value=settings.cpu_minutes,
                 remedy="limit `steps` instead",
             )
+        self.bfloat16 = has_bfloat16(self.device.type) if settings.bf16 is None else settings.bf16
         if settings.threads:
             torch.set_num_threads(settings.threads)
         origin = [] if parent is None else [parent.fingerprint]
@@ -248,7 +250,7 @@ class Trainer:
         items = torch.from_numpy(batch.items[rows]).to(self.device)  # (B, n)
         target = torch.from_numpy(batch.target[rows]).to(self.device)
         distilled = self._distilled(torch.from_numpy(batch.positions[rows])[target.cpu()])
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16) if settings.bf16 else nullcontext()
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
         with autocast:
             loss = batch_loss(
                 self.model,
@@ -351,6 +353,7 @@ class Trainer:
             "steps": progress.step,
             "best_step": progress.best_step,
             "stopped_early": progress.stopped,
+            "bfloat16": self.bfloat16,
             "metrics": {"valid.ndcg@10": progress.best},
             "seconds": round(progress.seconds, 3),
             "cpu_seconds": round(progress.cpu_seconds, 3),
