@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _FOLDER: Final = "beir_scifact"
-_CHUNK: Final = 1024  # texts encoded before they are written; a batch is of one width, so fewer texts leave batches half empty
+_CHUNK: Final = 1024  # texts encoded before they are written; fewer leave the batches of their widths half empty
 _SEED: Final = 20251012  # of the rows and cases that are measured; the same for every method
 
 
