@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Kind = Literal["residual_kmeans", "rq_vae", "product"]
 Policy = Literal["reassign", "extra_digit", "buckets"]
@@ -75,6 +78,11 @@ class TokenizerSettings(_Section):
     product: ProductSettings = ProductSettings()
 
 
+def _guessed(before: Mapping[str, Any]) -> Fill:
+    """The default of `fill`, by the fields before it."""
+    return "predicted" if before.get("source") == "fused" else "zero"
+
+
 class SemanticIdSettings(_Section):
     """Semantic IDs of a catalogue: what is encoded, by which tokenizer, and what becomes of collisions.
 
@@ -89,7 +97,8 @@ class SemanticIdSettings(_Section):
         product: read by `product` only.
         collisions: `reassign`, `extra_digit` or `buckets`.
         source: vectors of `text`, of `collaborative` training interactions, or `fused`.
-        fill: collaboration of an item that has none: `zero`, or `predicted` from its text.
+        fill: collaboration of an item that has none: `zero`, or `predicted` from its text, which is the default where
+            `source` is fused.
         ridge: penalty of that prediction.
         warm_start: a work directory whose tokenizer this one begins with, and whose code numbers it keeps.
         compressor: a run of `windfire train smec` on the text vectors: they are made shorter first; None = as they are.
@@ -106,7 +115,7 @@ class SemanticIdSettings(_Section):
     product: ProductSettings = ProductSettings()
     collisions: Policy = "reassign"
     source: Source = "fused"
-    fill: Fill = "zero"
+    fill: Annotated[Fill, Field(default_factory=_guessed)]
     ridge: Annotated[float, Gt(0)] = 1.0
     warm_start: Path | None = None
     compressor: Path | None = None
@@ -137,5 +146,5 @@ class SemanticIdSettings(_Section):
         a setting that is added later leaves the bytes of other artefacts alone.
         """
         value = self.model_dump(mode="json", exclude={"warm_start", "compressor"})
-        default = SemanticIdSettings().model_dump(mode="json")
+        default = SemanticIdSettings().model_dump(mode="json") | {"fill": "zero"}  # the default it was then
         return {name: found for name, found in value.items() if name in _FROM_THE_FIRST or found != default[name]}

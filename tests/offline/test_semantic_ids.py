@@ -73,9 +73,9 @@ def codes_of(folder: Path) -> np.ndarray:
     return np.array(read_job(folder.parent, folder.name).sort_by("item_index")["codes"].to_pylist())
 
 
-def test_the_default_leaves_the_files_it_always_left(tmp_path: Path) -> None:
+def test_without_a_guess_the_defaults_leave_the_files_they_always_left(tmp_path: Path) -> None:
     work = write_inputs(tmp_path / "work")
-    outcome = build(work, SemanticIdSettings())
+    outcome = build(work, SemanticIdSettings(fill="zero"))
     folder = work / "semantic_ids"
     description = read_json(folder / "tokenizer.json")
     assert sorted(path.name for path in folder.iterdir()) == [

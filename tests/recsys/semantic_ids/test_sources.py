@@ -26,9 +26,14 @@ def source_of(text: np.ndarray, other: np.ndarray, **changes: object) -> Embeddi
     return fit_source(SemanticIdSettings.model_validate(changes), text, other)[0]
 
 
-def test_the_default_source_is_the_fusion_it_always_was() -> None:
+@pytest.mark.parametrize(("source", "fill"), [("fused", "predicted"), ("text", "zero"), ("collaborative", "zero")])
+def test_collaboration_is_guessed_unless_said_otherwise_where_text_stands_beside_it(source: str, fill: str) -> None:
+    assert SemanticIdSettings.model_validate({"source": source}).fill == fill
+
+
+def test_without_a_guess_the_source_is_the_fusion_it_always_was() -> None:
     text, other = items(0)
-    source = source_of(text, other)
+    source = source_of(text, other, fill="zero")
     np.testing.assert_array_equal(source.embed(text, other), fuse(text, other, collaborative_weight=0.5))
     assert source.state() == {}
     assert source.dimension == 10
@@ -82,7 +87,7 @@ def test_a_linear_relation_is_found() -> None:
 
 def test_a_later_item_is_embedded_as_one_without_interactions() -> None:
     text, other = items(4)
-    for changes in ({}, {"fill": "predicted"}, {"source": "collaborative", "fill": "predicted"}, {"source": "text"}):
+    for changes in ({}, {"fill": "zero"}, {"source": "collaborative", "fill": "predicted"}, {"source": "text"}):
         source = source_of(text, other, **changes)
         np.testing.assert_array_equal(source.embed(text), source.embed(text, np.zeros_like(other)))
 
@@ -103,7 +108,7 @@ def test_text_is_made_shorter_before_all_else() -> None:
     short = Shortening(*(part.numpy() for part in model.fold(3)))
     reduced = model.reduce(text, 3)
     np.testing.assert_allclose(short.apply(text), reduced, atol=1e-6)
-    for changes in ({}, {"fill": "predicted"}, {"source": "collaborative", "fill": "predicted"}, {"source": "text"}):
+    for changes in ({}, {"fill": "zero"}, {"source": "collaborative", "fill": "predicted"}, {"source": "text"}):
         settings = SemanticIdSettings.model_validate(changes)
         source, _ = fit_source(settings, text, other, short)
         plain, _ = fit_source(settings, reduced, other)
