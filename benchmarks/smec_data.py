@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _FOLDER: Final = "beir_scifact"
-_CHUNK: Final = 1024  # texts encoded before they are written; fewer leave the batches of their widths half empty
+CHUNK: Final = 1024  # texts encoded before they are written; fewer leave the batches of their widths half empty
 _SEED: Final = 20251012  # of the rows and cases that are measured; the same for every method
 
 
@@ -120,8 +120,8 @@ def encoded(texts: Sequence[str], cache: Path, say: Callable[[str], None]) -> np
     """(B, 384) unit vectors; a call that was interrupted goes on where it was."""
     parts = []
     encoder = None
-    for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
         path = cache / f"{start:06}-{start + len(chunk):06}.npy"
         if not path.exists():
             if encoder is None:

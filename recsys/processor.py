@@ -17,3 +17,15 @@ def has_bfloat16(device: str = "cpu") -> bool:
         return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def int8_sums_overflow() -> bool:
+    """Whether sums of two products of an unsigned and a signed 8-bit integer are cut off at 16 bits.
+
+    So they are on x86 without VNNI (`vpmaddubsw`), unless the signed one is at most 64 in size.
+    """
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    whole = ("avx512_vnni", "avx_vnni", "amx_int8")
+    return found.get("architecture") == "x86_64" and not any(found.get(name, False) for name in whole)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from recsys.errors import ConfigError
 from recsys.models.backbone import EPSILON, rotary_frequency
 from recsys.models.item_input import FROZEN_BYTES
+from recsys.processor import int8_sums_overflow
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 _FUSED: Final = "com.microsoft"
+_NARROW: Final = 63  # 7 bits: two such products fit into 16
 _OPSET: Final = 21
 _FUSED_OPSET: Final = 1
 _IR_VERSION: Final = 10
@@ -230,7 +232,7 @@ class _Graph:
         name = f"weight{len(self._constants)}"
         if exact or not self._int8:
             return self._node("MatMul", [x, self._constant(name, matrix)])
-        highest = np.iinfo(np.int8).max
+        highest = _NARROW if int8_sums_overflow() else np.iinfo(np.int8).max
         scale = np.maximum(np.abs(matrix).max(axis=0) / highest, np.finfo(np.float32).tiny)  # (out,)
         inputs = [x, self._constant(name, np.rint(matrix / scale).astype(np.int8)), self._constant(f"{name}.s", scale)]
         return self._node("DynamicQuantizeMatMul", inputs, domain=_FUSED)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.smec import UNSUPERVISED, Runs, bench, named_directories, references
-from benchmarks.smec_data import items, scifact
+from benchmarks.smec_data import CHUNK, items, scifact
 from benchmarks.smec_settings import CONFIG, BenchSettings
 from benchmarks.smec_tables import smec_overview
 from benchmarks.tables import render
@@ -170,8 +170,8 @@ def test_scifact_is_read_whole(real_data: Path, tmp_path: Path, monkeypatch: pyt
     for name, count in (("documents", 5183), ("queries", 1109)):
         vectors = np.arange(count * 2, dtype=np.float32).reshape(count, 2) + 1
         (tmp_path / "scifact" / name).mkdir(parents=True)
-        for start in range(0, count, 128):
-            part = vectors[start : start + 128]
+        for start in range(0, count, CHUNK):
+            part = vectors[start : start + CHUNK]
             np.save(tmp_path / "scifact" / name / f"{start:06}-{start + len(part):06}.npy", part)
     found = scifact(tmp_path, rows=100, say=lambda _: None)
     assert found.train.documents.shape == (5183, 2)
