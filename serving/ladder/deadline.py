@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 _MOST_RESERVE: Final = 0.25  # of a short deadline
-_LAST: Final = 0.4  # of the reserve, for the answer from memory and its way
+_LAST: Final = 0.6  # of the reserve, for the answer from memory and its way
 _TURNS: Final = 3  # of the event loop, in which a request is unread, and its answer not yet written
 
 

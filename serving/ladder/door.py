@@ -40,7 +40,7 @@ class Door:
         soon: runs something in the loop's next turn; None = the running loop's `call_soon`.
 
     Attributes:
-        turn: seconds of the longest of the last turns of the loop that were measured.
+        turn: seconds of the longest of the last turns of the loop in which somebody waited; it fades.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Door:
         """Between two turns of the loop: the next one's request."""
         now = self._clock()
         turn, self._began = now - self._began, now
-        self.turn = min(max(turn, _FADING * self.turn), self._longest)
+        self.turn = min(max(turn if self._queue else 0.0, _FADING * self.turn), self._longest)
         self._refuse(now, self._short if self._stands(now) else self._burst)
         self._turning = (turn > self._most and bool(self._queue)) or self._admit()
         if self._turning:

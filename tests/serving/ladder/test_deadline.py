@@ -22,4 +22,4 @@ def test_slow_turns_of_the_loop_leave_less_time() -> None:
 
 
 def test_the_tables_answer_between_engine_and_memory() -> None:
-    assert Deadline.within(None, SETTINGS, 100.0).tables == pytest.approx(100.92)
+    assert Deadline.within(None, SETTINGS, 100.0).tables == pytest.approx(100.88)

@@ -36,6 +36,9 @@ class Loop:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
+    def stands(self) -> bool:
+        return self.door.standing
+
     @property
     def waited(self) -> list[float | None]:
         """What those who know were told, in the order of their coming; rounded to milliseconds."""
@@ -105,16 +108,16 @@ def test_in_a_queue_that_does_not_go_nobody_waits_for_long() -> None:
             await loop.come(3)
             await loop.turn(0.01)
             await loop.turn(0.01)
-        assert loop.door.standing
+        assert loop.stands() is True
         assert loop.refused > 0
         waited = [seconds for seconds in loop.waited[-20:] if seconds is not None]
         assert waited
         assert max(waited) <= 0.11
         while loop.soon:  # the rush is over
             await loop.turn()
-        assert loop.door.standing
+        assert loop.stands() is True
         loop.now += DEADLINE
-        assert not loop.door.standing
+        assert loop.stands() is False
         await loop.come()
         assert loop.waited[-1] == 0.0
 
@@ -138,11 +141,14 @@ def test_the_longest_turn_is_known_and_fades() -> None:
         loop = Loop()
         await loop.come()
         await loop.turn(0.04)
+        assert loop.door.turn == 0.0  # nobody waited
+        await loop.come(2)
+        await loop.turn(0.04)
         assert loop.door.turn == pytest.approx(0.04)
-        await loop.come()
         await loop.turn(0.001)
         assert loop.door.turn == pytest.approx(0.032)
-        await loop.come()
+        await loop.turn()
+        await loop.come(2)
         await loop.turn(5.0)  # a halt
         assert loop.door.turn == pytest.approx(0.1)
 
