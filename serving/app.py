@@ -17,6 +17,8 @@ from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.ladder.admission import Admission
+from serving.ladder.door import Door
 from serving.ladder.fallback import Fallback
 from serving.ladder.keeper import FallbackKeeper
 from serving.ladder.ladder import Ladder
@@ -62,6 +64,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         ConfigError: see `serving.security.keys.open_ring` and `serving.tracing.start_tracing`.
     """
     metrics = Metrics(values)
+    counted = LadderMetrics(metrics.registry)
+    door = Door(settings.deadline.total_seconds(), refused=counted.refused.inc)
     ring = open_ring(settings)
     tracing = start_tracing("windfire-front-end") if settings.tracing else None
 
@@ -70,7 +74,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, tracing.close)
-            services = await _start(stack, settings, metrics, engine)
+            services = await _start(stack, settings, metrics, engine, counted, door)
             services.keys = ring
             if ring is None:
                 _log.info("server_open", host=settings.host, reason="no key file: whoever reaches it may ask anything")
@@ -96,7 +100,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
     watch_requests = RequestWatch(metrics, settings.slow_request, tracing)
-    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)  # added last, therefore the outer one
+    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)
+    app.add_middleware(Admission, door=door, metrics=metrics)  # added last, therefore the outer one
     return app
 
 
@@ -112,7 +117,14 @@ def _declare_scopes(app: FastAPI, *, keys: bool) -> None:
     app.openapi = described  # type: ignore[method-assign]
 
 
-async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, engine: Engine | None) -> Services:
+async def _start(
+    stack: AsyncExitStack,
+    settings: Settings,
+    metrics: Metrics,
+    engine: Engine | None,
+    counted: LadderMetrics,
+    door: Door,
+) -> Services:
     """Open everything in the order of need; the stack closes it in reverse."""
     event_log = EventLog(settings.state / "events")  # first: its lock refuses a second server on the same state
     stack.callback(event_log.close)
@@ -140,7 +152,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
     fallback = await _start_fallback(stack, settings, engine, keeper)
-    ladder = Ladder(settings, LadderMetrics(metrics.registry), engine, histories, fallback)
+    ladder = Ladder(settings, counted, engine, histories, fallback, door)
     services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper, ladder)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))
