@@ -7,6 +7,7 @@ wait and one parsed reply. What redis-py does besides, following Sentinels and C
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
@@ -18,6 +19,12 @@ from feature_store.opening import CLIENT_NAME, MAX_CONNECTIONS
 if TYPE_CHECKING:
     from feature_store.opening import RedisAddress, Timeouts
 
+# As redis-py has it: seconds until an idle connection is probed, between two probes, and how many; where there are any.
+_PROBES: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+_ALIVE: Final = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _PROBES.items() if hasattr(socket, name)),
+]
 _NOTHING: Final = object()  # of a reply that is not there as a whole
 
 
@@ -153,6 +160,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         self._transport = transport
+        for level, option, value in _ALIVE:
+            transport.get_extra_info("socket").setsockopt(level, option, value)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`; what nobody asked for ends the connection."""

@@ -243,7 +243,7 @@ class Histogram(_Lasting, prometheus_client.Histogram):
         if exemplar is not None or math.isnan(amount):
             super().observe(amount, exemplar)
             return
-        self._raise_if_not_observable()
+        self._raise_if_not_observable()  # type: ignore[no-untyped-call]
         self._sum.inc(amount)
         self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 

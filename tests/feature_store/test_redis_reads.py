@@ -208,6 +208,16 @@ def test_a_server_that_goes_away_meanwhile_is_an_error() -> None:
         asyncio.run(read())
 
 
+def test_an_idle_connection_is_probed() -> None:
+    async def read() -> list[int]:
+        async with Script(OK, array(b"1")).reads() as reads:
+            await reads.get([b"a"], None)
+            handle = reads._idle[0]._transport.get_extra_info("socket")  # type: ignore[union-attr]
+            return [handle.getsockopt(level, option) for level, option, _ in redis_reads._ALIVE]
+
+    assert asyncio.run(read()) == [1, 30, 5, 3]
+
+
 def test_there_are_not_more_connections_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_reads, "MAX_CONNECTIONS", 2)
 

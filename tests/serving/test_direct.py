@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from recsys.bundle import Registry
 from recsys.errors import OverloadedError
 from serving.app import create_app
-from serving.direct import _LARGEST, Direct
+from serving.direct import _JSON, _LARGEST, Direct
 from serving.errors import NO_ANSWER
 from serving.paging import Page
 from serving.routes import router
@@ -84,6 +84,13 @@ def both(client: TestClient, body: bytes, deadline: bytes | None = None) -> tupl
 )
 def test_both_ways_say_the_same(asked: TestClient, body: bytes, status: int) -> None:
     assert both(asked, body)[0] == status
+
+
+@pytest.mark.parametrize("kind", sorted(_JSON))
+def test_what_counts_as_json_does_so_on_both_ways(asked: TestClient, kind: bytes) -> None:
+    ways = [answer(asked, b'{"n": 3}', said, None) for said in (kind.decode(), f"{kind.decode()}; the=usual-way")]
+    assert ways[0] == ways[1]
+    assert ways[0][0] == 200
 
 
 @pytest.mark.parametrize(

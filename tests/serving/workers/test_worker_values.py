@@ -133,7 +133,7 @@ def test_a_count_is_found_again_under_the_labels_that_it_shows() -> None:
     for labels in [("1", "x"), (1, "x"), (True, "x"), (1.0, "x"), ("1", "x"), (1, "x")]:
         counter.labels(*labels).inc()
     counter.labels(a="1", b="x").inc()
-    shown = {tuple(sample.labels.values()): sample.value for sample in counter.collect()[0].samples[::2]}
+    shown = {tuple(sample.labels.values()): sample.value for sample in next(iter(counter.collect())).samples[::2]}
     assert shown == {("1", "x"): 5, ("True", "x"): 1, ("1.0", "x"): 1}
     assert counter.labels("1", "x") is counter.labels("1", "x")
     with pytest.raises(ValueError, match="label count"):
@@ -150,7 +150,8 @@ def test_a_histogram_counts_as_the_librarys(amounts: list[float]) -> None:
         for amount in amounts:
             histogram.labels("x").observe(amount)
     kept = [
-        [sample for sample in each.collect()[0].samples if "_created" not in sample.name] for each in (ours, theirs)
+        [sample for sample in next(iter(each.collect())).samples if "_created" not in sample.name]
+        for each in (ours, theirs)
     ]
     assert repr(kept[0]) == repr(kept[1])
     with pytest.raises(ValueError, match="missing label"):
