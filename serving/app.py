@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
+from serving.direct import Direct
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
@@ -28,6 +30,7 @@ from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
 from serving.routes import router
+from serving.schemas import RecommendRequest
 from serving.security.auth import Authenticate, watch
 from serving.security.keys import open_ring
 from serving.security.retention import keep_removing
@@ -97,12 +100,18 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
     _declare_scopes(app, keys=ring is not None)
     app.state.metrics = metrics
+    app.add_middleware(Direct, route=_route("/v1/recommend"), model=RecommendRequest, handlers=app.exception_handlers)
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
     watch_requests = RequestWatch(metrics, settings.slow_request, tracing)
     app.add_middleware(Observe, metrics=metrics, watch=watch_requests)
     app.add_middleware(Admission, door=door, metrics=metrics)  # added last, therefore the outer one
     return app
+
+
+def _route(path: str) -> APIRoute:
+    (route,) = (route for route in router.routes if isinstance(route, APIRoute) and route.path == path)
+    return route
 
 
 def _declare_scopes(app: FastAPI, *, keys: bool) -> None:

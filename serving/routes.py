@@ -150,15 +150,23 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
     Raises:
         ClientDisconnect: it has gone.
     """
-    work = asyncio.create_task(answering)
+    left, serving = False, asyncio.current_task()
+
+    def leave(_: asyncio.Future[Any]) -> None:
+        nonlocal left
+        if serving is not None:
+            left = serving.cancel()
+
     gone = asyncio.ensure_future(request.receive())  # the body is read: the only message left is the disconnect
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return work.result()
+        return await answering
+    except asyncio.CancelledError:
+        if left and serving is not None and not serving.uncancel():  # else somebody else has cancelled it, too
+            raise ClientDisconnect from None
+        raise
     finally:
-        work.cancel()
+        gone.remove_done_callback(leave)
         gone.cancel()
 
 
