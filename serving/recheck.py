@@ -28,8 +28,8 @@ _FILTERED: Final = frozenset({"category_path", "brand", "price_micros"})
 _NO_FILTER: Final = CatalogFilter()
 
 
-class _Row(NamedTuple):
-    """What is looked at of an item; None also where nothing asks for a value."""
+class Row(NamedTuple):
+    """What is looked at of an item, with the names of the items table; None also where nothing asks for a value."""
 
     item_id: str
     title: str | None
@@ -57,7 +57,7 @@ class SlateCheck:
     """
 
     def __init__(self, items: pa.Table, changed: Callable[[int], ItemRow | None] = lambda _: None) -> None:
-        columns = {name: _one_chunk(items[name]) for name in _Row._fields}
+        columns = {name: _one_chunk(items[name]) for name in Row._fields}
         # A column without a value, as of the times of a catalogue where nothing ends, need not be read item by item.
         self._columns = {name: column for name, column in columns.items() if column.null_count < len(column)}
         self._count, self._changed = items.num_rows, changed
@@ -79,11 +79,11 @@ class SlateCheck:
         look = Look(request) if look is None else look
         newer = [self._changed(item) for item in indices]
         taken = pa.array([item if item < self._count else None for item in indices], type=pa.int32())
-        columns = [self._values(name, taken, look) for name in _Row._fields]
+        columns = [self._values(name, taken, look) for name in Row._fields]
         rows = []
-        for change, row in zip(newer, map(_Row, *columns) if indices else (), strict=True):
+        for change, row in zip(newer, map(Row, *columns) if indices else (), strict=True):
             if change is not None:
-                row = _Row(*(getattr(change, name) for name in _Row._fields))  # noqa: PLW2901
+                row = Row(*(getattr(change, name) for name in Row._fields))  # noqa: PLW2901
             eligible = (change is None or change.live) and look.takes(row)
             rows.append(CheckedRow(row.item_id, row.title, eligible))
         return rows
@@ -119,7 +119,7 @@ class Look:
         self.columns = _ALWAYS | (_FILTERED if self._filtered else _CAPPED if capped else frozenset())
         self.passed_over = 0
 
-    def takes(self, row: _Row) -> bool:
+    def takes(self, row: Row) -> bool:
         """Whether the next item may be shown."""
         item, now, refused = row.item_id, self._time, self._refused
         fits = (
@@ -145,7 +145,7 @@ class _Tally:
         self._brands: Counter[str] = Counter()
         self._categories: Counter[tuple[str, ...]] = Counter()
 
-    def takes(self, row: _Row) -> bool:
+    def takes(self, row: Row) -> bool:
         """Whether the caps allow an item behind those before; it is counted then."""
         layout, brand = self._layout, row.brand or None
         path = tuple(row.category_path or ())[: layout.category_depth]
@@ -162,7 +162,7 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _matches(row: _Row, conditions: CatalogFilter) -> bool:
+def _matches(row: Row, conditions: CatalogFilter) -> bool:
     path, brand, price = tuple(row.category_path or ()), row.brand, row.price_micros
     low, high = conditions.price_min_micros, conditions.price_max_micros
     return (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from serving.engine import EngineAnswer, EngineCounts, SlateItem
-from serving.recheck import Look
+from serving.recheck import Look, Row
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 MOST: Final = 1_000
 
 
-class _Row(NamedTuple):
-    """An item: its columns for the last look, and how an answer shows it."""
+class _Item(NamedTuple):
+    """How the last look sees an item, and how an answer shows it."""
 
-    columns: dict[str, Any]
+    row: Row
     shown: SlateItem
 
 
@@ -40,9 +40,8 @@ class Memory:
         self._indices = ranking[:MOST].tolist()
         self._cut = len(ranking) > MOST
         self._bundle = bundle.manifest.version
-        table = bundle.shown.take(ranking[:MOST])
-        self._names = table.column_names
-        self._snapshot = [_row(rank, columns) for rank, columns in enumerate(table.to_pylist())]
+        table = bundle.shown.take(ranking[:MOST]).select(Row._fields)
+        self._snapshot = [_item(rank, Row(**columns)) for rank, columns in enumerate(table.to_pylist())]
         self.refresh(items)
 
     @property
@@ -52,17 +51,18 @@ class Memory:
 
     def refresh(self, items: LiveItems) -> None:
         """Take over what changed; the caller holds the items' guard."""
-        rows = list(self._snapshot)
+        listed: list[_Item | None] = list(self._snapshot)
         for rank, index in enumerate(self._indices):
             if (row := items.rows.row(index)) is not None:
-                rows[rank] = _row(rank, {name: getattr(row, name) for name in self._names}, live=row.live)
+                seen = Row(*(getattr(row, name) for name in Row._fields))
+                listed[rank] = _item(rank, seen) if row.live else None
         # One object, which is replaced: an answer that is being made must not mix two catalogues.
-        self._now = [row for row in rows if row is not None], items.version
+        self._now = [item for item in listed if item is not None], items.version
 
     def answer(self, request: EngineRequest) -> EngineAnswer:
         """Those of the list that the request may be shown, as of the last refresh and the request's time."""
-        (rows, version), look = self._now, Look(request)
-        eligible = (row.shown for row in rows if look.takes(row.columns))
+        (listed, version), look = self._now, Look(request)
+        eligible = (item.shown for item in listed if look.takes(item.row))
         found = list(islice(eligible, request.n + 1))  # one more says whether there is a next page
         items = found[: request.n]
         return EngineAnswer(
@@ -77,7 +77,5 @@ class Memory:
         )
 
 
-def _row(rank: int, columns: dict[str, Any], *, live: bool = True) -> _Row | None:
-    """None of an item that is not shown at any time."""
-    shown = SlateItem(columns["item_id"], 1.0 / (1 + rank), ServedBy.POPULAR_MEMORY, columns["title"])
-    return _Row(columns, shown) if live else None
+def _item(rank: int, row: Row) -> _Item:
+    return _Item(row, SlateItem(row.item_id, 1.0 / (1 + rank), ServedBy.POPULAR_MEMORY, row.title))
