@@ -21,8 +21,13 @@ SERVER = """
     from recsys.errors import UnavailableError
     from serving.runner import run
     from serving.settings import Settings
-    settings = Settings(registry=sys.argv[1] + "/registry", state=sys.argv[1] + "/state", host="no.such.host.invalid", open=True,
-                        engine_socket=sys.argv[1] + "/engine.sock")
+    settings = Settings(
+        registry=sys.argv[1] + "/registry",
+        state=sys.argv[1] + "/state",
+        host="no.such.host.invalid",
+        open=True,
+        engine_socket=sys.argv[1] + "/engine.sock",
+    )
     with suppress(UnavailableError):
         run(settings)
 """
