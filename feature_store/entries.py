@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_right
-from operator import itemgetter
+from operator import itemgetter, lt
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -133,8 +133,8 @@ class EntryCodec:
         return Held(self._many.decode(memoryview(base)[_BASE_HEADER.size :]), floor, created_at, generation)
 
     def _with_tail(self, held: Held, tail: bytes | memoryview) -> Held:
-        entries, floor, created_at, _ = held
-        merged: dict[tuple[Any, ...], Entry] = {_ORDER(entry): entry for entry in entries}
+        entries, floor, created_at, generation = held
+        added: list[Entry] = []
         for kind, created, body in _records(tail):
             created_at = max(created_at, created)
             if kind == _FLOOR:
@@ -142,12 +142,24 @@ class EntryCodec:
                 continue
             if kind != _ENTRY:
                 raise ValueError(f"a record of kind {kind} in a tail")
-            entry = self._one.decode(body)
-            other = merged.setdefault(_ORDER(entry), entry)
-            if other is not entry and _ENCODER.encode(entry) > _ENCODER.encode(other):
-                merged[_ORDER(entry)] = entry
-        ordered = sorted((entry for entry in merged.values() if entry[0] > floor), key=_ORDER)
-        return Held(ordered[max(0, len(ordered) - self._limit) :], floor, created_at, held.generation)
+            added.append(self._one.decode(body))
+        together = [*entries, *added]
+        keys = [entry[:3] for entry in together]
+        if not all(map(lt, keys, keys[1:])):  # most tails continue in order what stands before them
+            together = _in_order(entries, added)
+        if together and together[0][0] <= floor:
+            together = [entry for entry in together if entry[0] > floor]
+        return Held(together[max(0, len(together) - self._limit) :], floor, created_at, generation)
+
+
+def _in_order(entries: Sequence[Entry], added: Sequence[Entry]) -> list[Entry]:
+    """Entries of a base and of its tail, each once; of two under one key the greater bytes."""
+    merged: dict[tuple[Any, ...], Entry] = {_ORDER(entry): entry for entry in entries}
+    for entry in added:
+        other = merged.setdefault(_ORDER(entry), entry)
+        if other is not entry and _ENCODER.encode(entry) > _ENCODER.encode(other):
+            merged[_ORDER(entry)] = entry
+    return sorted(merged.values(), key=_ORDER)
 
 
 def _is_unicode(text: str) -> bool:
@@ -186,10 +198,11 @@ def _record(kind: int, created_at: int, body: bytes) -> bytes:
 
 
 def _records(tail: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    view, place = memoryview(tail), 0
-    while place < len(view):
-        kind, created_at, length = _TAIL_HEADER.unpack_from(view, place)
-        place += _TAIL_HEADER.size + length
-        if place > len(view):
+    view, place, end = memoryview(tail), 0, len(tail)
+    unpack, header = _TAIL_HEADER.unpack_from, _TAIL_HEADER.size
+    while place < end:
+        kind, created_at, length = unpack(view, place)
+        place += header + length
+        if place > end:
             raise ValueError("a tail is cut off")
         yield kind, created_at, view[place - length : place]

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 LMDB: Final = "lmdb:"
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
-_MAX_CONNECTIONS: Final = 1_000  # redis-py refuses the hundred-and-first read at a time unless told otherwise
+CLIENT_NAME: Final = "windfire-features"
+"""Of every connection to Redis, as `CLIENT LIST` shows it."""
+MAX_CONNECTIONS: Final = 1_000
+"""Of one client. redis-py refuses the hundred-and-first read at a time unless told otherwise."""
 _FORMS: Final = (
     "give lmdb:DIRECTORY, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE "
     "or redis+cluster://HOST:PORT,HOST:PORT; user:password@ may stand before the hosts"
@@ -151,8 +154,11 @@ def open_async_store(address: str, timeouts: Timeouts | None = None) -> AsyncRed
         ConfigError: an address of another form, or one of an embedded store, which needs no waiting.
     """
     from feature_store.redis_async import AsyncRedisFeatureStore
+    from feature_store.redis_reads import RedisReads
 
-    return AsyncRedisFeatureStore(_async_client(address, timeouts))
+    where, timeouts = RedisAddress.parse(address), timeouts or Timeouts()
+    reads = RedisReads(where, timeouts) if where.kind == "redis" else None
+    return AsyncRedisFeatureStore(_async_client(address, timeouts), reads)
 
 
 def _client(
@@ -213,7 +219,7 @@ def _options(where: RedisAddress, timeouts: Timeouts) -> tuple[dict[str, Any], d
         "protocol": 2,
     }
     login = {"username": where.user or None, "password": where.password or None}
-    own = {"client_name": "windfire-features", "max_connections": _MAX_CONNECTIONS}
+    own = {"client_name": CLIENT_NAME, "max_connections": MAX_CONNECTIONS}
     return waits | login | own, waits
 
 

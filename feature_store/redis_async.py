@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from feature_store.reading import Reading, Wanted
     from feature_store.redis_commands import Trip
+    from feature_store.redis_reads import RedisReads
     from feature_store.store import Merge, Prepared, Write
 
 
@@ -29,11 +30,19 @@ class AsyncRedisFeatureStore:
 
     Args:
         client: without `decode_responses`; closed by `close`.
+        reads: of the same server, which then answer in the client's place; closed by `close`.
         clock: now, in UTC microseconds.
     """
 
-    def __init__(self, client: Redis | RedisCluster, *, clock: Callable[[], int] = now_micros) -> None:
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        reads: RedisReads | None = None,
+        *,
+        clock: Callable[[], int] = now_micros,
+    ) -> None:
         self._client: Any = client
+        self._reads = reads
         self._clock = clock
         self._cluster: Final = isinstance(client, RedisCluster)
 
@@ -53,8 +62,7 @@ class AsyncRedisFeatureStore:
         if not keys:
             return []
         try:
-            async with asyncio.timeout(deadline):
-                raws = await self._fetch(keys)
+            raws: Sequence[Any] = await self._read(keys, deadline)
         except FAILURES as error:
             return [missing(reason_of(error))] * len(wanted)
         return readings_of(wanted, iter(raws), self._clock())
@@ -68,7 +76,15 @@ class AsyncRedisFeatureStore:
 
     async def close(self) -> None:
         """Close the client."""
+        if self._reads is not None:
+            await self._reads.close()
         await self._client.aclose()
+
+    async def _read(self, keys: list[bytes], deadline: float | None) -> Sequence[Any]:
+        if self._reads is not None:
+            return await self._reads.get(keys, deadline)
+        async with asyncio.timeout(deadline):
+            return await self._fetch(keys)
 
     async def _fetch(self, keys: list[bytes]) -> list[Any]:
         if not self._cluster:

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from recsys.errors import UnavailableError
 from recsys.event_log import ConsumerOffsets, EventLog, ExposureLog, GroupWriter
+from serving.direct import Direct
 from serving.engine import InProcessEngine
 from serving.errors import install
 from serving.histories import RETRY_SECONDS, open_histories
 from serving.item_routes import router as item_router
 from serving.journal import EventIntake, ExposureWriter
+from serving.ladder.admission import Admission
+from serving.ladder.door import Door
 from serving.ladder.fallback import Fallback
 from serving.ladder.keeper import FallbackKeeper
 from serving.ladder.ladder import Ladder
@@ -26,6 +30,7 @@ from serving.metrics import EngineMetrics, Metrics
 from serving.middleware import BodyLimit, Observe
 from serving.remote import SocketEngine
 from serving.routes import router
+from serving.schemas import RecommendRequest
 from serving.security.auth import Authenticate, watch
 from serving.security.keys import open_ring
 from serving.security.retention import keep_removing
@@ -62,6 +67,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         ConfigError: see `serving.security.keys.open_ring` and `serving.tracing.start_tracing`.
     """
     metrics = Metrics(values)
+    counted = LadderMetrics(metrics.registry)
+    door = Door(settings.deadline.total_seconds(), refused=counted.refused.inc)
     ring = open_ring(settings)
     tracing = start_tracing("windfire-front-end") if settings.tracing else None
 
@@ -70,7 +77,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, tracing.close)
-            services = await _start(stack, settings, metrics, engine)
+            services = await _start(stack, settings, metrics, engine, counted, door)
             services.keys = ring
             if ring is None:
                 _log.info("server_open", host=settings.host, reason="no key file: whoever reaches it may ask anything")
@@ -93,11 +100,18 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
     install(app, [*router.routes, *item_router.routes, *user_router.routes, *admin_router.routes])
     _declare_scopes(app, keys=ring is not None)
     app.state.metrics = metrics
+    app.add_middleware(Direct, route=_route("/v1/recommend"), model=RecommendRequest, handlers=app.exception_handlers)
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=ring, metrics=metrics)  # before a body is read
     watch_requests = RequestWatch(metrics, settings.slow_request, tracing)
-    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)  # added last, therefore the outer one
+    app.add_middleware(Observe, metrics=metrics, watch=watch_requests)
+    app.add_middleware(Admission, door=door, metrics=metrics)  # added last, therefore the outer one
     return app
+
+
+def _route(path: str) -> APIRoute:
+    (route,) = (route for route in router.routes if isinstance(route, APIRoute) and route.path == path)
+    return route
 
 
 def _declare_scopes(app: FastAPI, *, keys: bool) -> None:
@@ -112,7 +126,14 @@ def _declare_scopes(app: FastAPI, *, keys: bool) -> None:
     app.openapi = described  # type: ignore[method-assign]
 
 
-async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, engine: Engine | None) -> Services:
+async def _start(
+    stack: AsyncExitStack,
+    settings: Settings,
+    metrics: Metrics,
+    engine: Engine | None,
+    counted: LadderMetrics,
+    door: Door,
+) -> Services:
     """Open everything in the order of need; the stack closes it in reverse."""
     event_log = EventLog(settings.state / "events")  # first: its lock refuses a second server on the same state
     stack.callback(event_log.close)
@@ -140,7 +161,7 @@ async def _start(stack: AsyncExitStack, settings: Settings, metrics: Metrics, en
     if engine is None:
         engine, keeper = await _start_engine(stack, settings, metrics)
     fallback = await _start_fallback(stack, settings, engine, keeper)
-    ladder = Ladder(settings, LadderMetrics(metrics.registry), engine, histories, fallback)
+    ladder = Ladder(settings, counted, engine, histories, fallback, door)
     services = Services(settings, metrics, engine, histories, event_log, events, exposures, keeper, ladder)
     stack.callback(services.users.close)
     services.users.add(history_part(histories))

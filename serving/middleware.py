@@ -10,7 +10,6 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 
 from serving.errors import INTERNAL, NO_ANSWER, TOO_LARGE, envelope
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 1 << 20
 REQUEST_ID: Final = "windfire.request_id"
 TIER: Final = "windfire.tier"
+_HEADER: Final = b"x-request-id"
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -42,9 +42,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         parts: list[bytes] = []
-        size = int(announced) if announced.isascii() and announced.isdigit() else 0
+        size = int(announced) if announced.isdigit() else 0
         more = size <= self._limit
         received = 0
         while more:
@@ -93,7 +93,8 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                others = [header for header in message["headers"] if header[0] != _HEADER]
+                message["headers"] = [*others, (_HEADER, request_id.encode())]
             await send(message)
 
         try:

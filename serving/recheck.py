@@ -8,32 +8,39 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from recsys.catalog import CatalogFilter
 
-    from recsys.catalog import CatalogFilter
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from recsys.catalog.live_rows import ItemRow
     from serving.engine import EngineRequest
     from serving.layout import Layout
 
-_COLUMNS: Final = (
-    "item_id",
-    "title",
-    "category_path",
-    "brand",
-    "price_micros",
-    "available_from",
-    "available_until",
-)
+_ALWAYS: Final = frozenset({"item_id", "title", "available_from", "available_until"})
+_CAPPED: Final = frozenset({"category_path", "brand"})
+_FILTERED: Final = frozenset({"category_path", "brand", "price_micros"})
+_NO_FILTER: Final = CatalogFilter()
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedRow:
+class Row(NamedTuple):
+    """What is looked at of an item, with the names of the items table; None also where nothing asks for a value."""
+
+    item_id: str
+    title: str | None
+    category_path: Sequence[str] | None
+    brand: str | None
+    price_micros: int | None
+    available_from: int | None
+    available_until: int | None
+
+
+class CheckedRow(NamedTuple):
     """An item of a slate: what an answer shows of it, and whether it may be shown."""
 
     item_id: str
@@ -50,7 +57,9 @@ class SlateCheck:
     """
 
     def __init__(self, items: pa.Table, changed: Callable[[int], ItemRow | None] = lambda _: None) -> None:
-        self._columns = {name: _one_chunk(items[name]) for name in _COLUMNS}
+        columns = {name: _one_chunk(items[name]) for name in Row._fields}
+        # A column without a value, as of the times of a catalogue where nothing ends, need not be read item by item.
+        self._columns = {name: column for name, column in columns.items() if column.null_count < len(column)}
         self._count, self._changed = items.num_rows, changed
 
     def after(self, changed: Callable[[int], ItemRow | None]) -> SlateCheck:
@@ -70,15 +79,21 @@ class SlateCheck:
         look = Look(request) if look is None else look
         newer = [self._changed(item) for item in indices]
         taken = pa.array([item if item < self._count else None for item in indices], type=pa.int32())
-        columns = {name: column.take(taken).to_pylist() for name, column in self._columns.items()}
+        columns = [self._values(name, taken, look) for name in Row._fields]
         rows = []
-        for change, values in zip(newer, zip(*columns.values(), strict=True), strict=True):
-            row = dict(zip(_COLUMNS, values, strict=True))
+        for change, row in zip(newer, map(Row, *columns) if indices else (), strict=True):
             if change is not None:
-                row = {name: getattr(change, name) for name in _COLUMNS}
+                row = Row(*(getattr(change, name) for name in Row._fields))  # noqa: PLW2901
             eligible = (change is None or change.live) and look.takes(row)
-            rows.append(CheckedRow(row["item_id"], row["title"], eligible))
+            rows.append(CheckedRow(row.item_id, row.title, eligible))
         return rows
+
+    def _values(self, name: str, taken: pa.Array, look: Look) -> Iterable[Any]:
+        column = self._columns.get(name)
+        if column is None or name not in look.columns:
+            return repeat(None, len(taken))
+        values: list[Any] = column.take(taken).to_pylist()
+        return values
 
 
 class Look:
@@ -89,27 +104,34 @@ class Look:
 
     Attributes:
         passed_over: items that only the caps keep out.
+        columns: of the items table that it asks for.
     """
 
     def __init__(self, request: EngineRequest) -> None:
-        self._request = request
+        self._time, self._conditions, layout = request.time, request.conditions, request.layout
         self._allow = None if request.allow is None else frozenset(request.allow)
         self._refused = {*request.deny, *request.shown}
         if request.exclude_seen:
             self._refused.update(request.history)
-        self._tally = _Tally(request.layout)
+        self._filtered = request.conditions != _NO_FILTER
+        capped = layout.brand_cap is not None or layout.category_cap is not None
+        self._tally = _Tally(layout) if capped else None
+        self.columns = _ALWAYS | (_FILTERED if self._filtered else _CAPPED if capped else frozenset())
         self.passed_over = 0
 
-    def takes(self, row: dict[str, Any]) -> bool:
+    def takes(self, row: Row) -> bool:
         """Whether the next item may be shown."""
-        request, item = self._request, row["item_id"]
+        item, now, refused = row.item_id, self._time, self._refused
         fits = (
-            item not in self._refused
+            item not in refused
             and (self._allow is None or item in self._allow)
-            and _available(row, request.time)
-            and _matches(row, request.conditions)
+            and (row.available_from is None or row.available_from <= now)
+            and (row.available_until is None or now < row.available_until)
+            and (not self._filtered or _matches(row, self._conditions))
         )
-        self._refused.add(item)  # a second appearance is as wrong as a denied item
+        refused.add(item)  # a second appearance is as wrong as a denied item
+        if self._tally is None:
+            return fits
         taken = fits and self._tally.takes(row)
         self.passed_over += fits and not taken
         return taken
@@ -123,10 +145,10 @@ class _Tally:
         self._brands: Counter[str] = Counter()
         self._categories: Counter[tuple[str, ...]] = Counter()
 
-    def takes(self, row: dict[str, Any]) -> bool:
+    def takes(self, row: Row) -> bool:
         """Whether the caps allow an item behind those before; it is counted then."""
-        layout, brand = self._layout, row["brand"] or None
-        path = tuple(row["category_path"] or ())[: layout.category_depth]
+        layout, brand = self._layout, row.brand or None
+        path = tuple(row.category_path or ())[: layout.category_depth]
         few = layout.brand_cap is None or brand is None or self._brands[brand] < layout.brand_cap
         if not few or (layout.category_cap is not None and path and self._categories[path] >= layout.category_cap):
             return False
@@ -140,13 +162,8 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _available(row: dict[str, Any], now: int) -> bool:
-    begins, ends = row["available_from"], row["available_until"]
-    return (begins is None or begins <= now) and (ends is None or now < ends)
-
-
-def _matches(row: dict[str, Any], conditions: CatalogFilter) -> bool:
-    path, brand, price = tuple(row["category_path"] or ()), row["brand"], row["price_micros"]
+def _matches(row: Row, conditions: CatalogFilter) -> bool:
+    path, brand, price = tuple(row.category_path or ()), row.brand, row.price_micros
     low, high = conditions.price_min_micros, conditions.price_max_micros
     return (
         (not conditions.categories or any(path[: len(wanted)] == wanted for wanted in conditions.categories))

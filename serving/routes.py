@@ -27,6 +27,7 @@ from serving.errors import (
     envelope,
     json_response,
 )
+from serving.ladder.admission import WAITED
 from serving.ladder.deadline import Deadline, DeadlineMs
 from serving.layout import Layout
 from serving.middleware import REQUEST_ID, TIER
@@ -67,7 +68,10 @@ async def recommend(
     body: RecommendRequest, request: Request, services: ServicesOf, deadline_ms: DeadlineMs = None
 ) -> Response:
     """Recommend items to a known user, behind an inline history, or to anybody."""
-    now, deadline = time.time_ns() // 1_000, Deadline.within(deadline_ms, services.settings)
+    now, deadline = (
+        time.time_ns() // 1_000,
+        Deadline.within(deadline_ms, services.settings, waited=_waited(request), turn=services.ladder.turn),
+    )
     history = await _history(body, services, deadline)
     page = body.cursor or Page(request.scope[REQUEST_ID])
     wanted = _engine_request(body, history, page, now, deadline.engine)
@@ -146,15 +150,23 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
     Raises:
         ClientDisconnect: it has gone.
     """
-    work = asyncio.create_task(answering)
+    left, serving = False, asyncio.current_task()
+
+    def leave(_: asyncio.Future[Any]) -> None:
+        nonlocal left
+        if serving is not None:
+            left = serving.cancel()
+
     gone = asyncio.ensure_future(request.receive())  # the body is read: the only message left is the disconnect
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return work.result()
+        return await answering
+    except asyncio.CancelledError:
+        if left and serving is not None and not serving.uncancel():  # else somebody else has cancelled it, too
+            raise ClientDisconnect from None
+        raise
     finally:
-        work.cancel()
+        gone.remove_done_callback(leave)
         gone.cancel()
 
 
@@ -170,7 +182,9 @@ async def _found(
         conditions=_conditions(body.filters),
         allow=body.filters.allow,
         deny=body.filters.deny,
-        deadline=Deadline.within(deadline_ms, services.settings).answer,
+        deadline=Deadline.within(
+            deadline_ms, services.settings, waited=_waited(request), turn=services.ladder.turn
+        ).answer,
         seek=seek,
     )
     answer = await _unless_gone(request, services.ladder.seek(wanted))
@@ -203,6 +217,11 @@ _REFUSED: Final[dict[Refusal, Callable[[], Response]]] = {
     "no_index": lambda: envelope(NOT_IN_BUNDLE, "the bundle has no index over such vectors"),
     "no_encoder": lambda: envelope(NOT_IN_BUNDLE, "no text encoder is loaded for the bundle's text vectors"),
 }
+
+
+def _waited(request: Request) -> float:
+    waited: float = request.scope.get(WAITED, 0.0)
+    return waited
 
 
 def _conditions(filters: Filters) -> CatalogFilter:

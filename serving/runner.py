@@ -12,6 +12,7 @@ import uvicorn
 from recsys.errors import UnavailableError
 from serving.app import create_app
 from serving.draining import DrainingServer
+from serving.interpreter import settle
 from serving.logs import configure_logs
 from serving.security.connections import connection_limits, guarded_protocol
 
@@ -64,6 +65,7 @@ def run(settings: Settings) -> None:
     """
     configure_logs(settings.log_level)
     server = _SingleServer(uvicorn_config(settings), settings.drain_delay.total_seconds())
+    settle(model=settings.engine_socket is None)
     with suppress(SystemExit):  # uvicorn's way to say that the start failed, a taken port for instance
         server.run()
     if not server.started:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Items = npt.NDArray[np.int32]
 
 _PROBED: Final = 1_024  # popular items that are looked at before all
+_SET: Final = 512  # items and excluded ones, so few that a set is faster than an array
 _FEW: Final = 16_384  # eligible items that are looked at one by one to find that the caps let none of them in
 
 
@@ -88,6 +89,9 @@ class Slate:
 
     def _new(self, items: Items) -> npt.NDArray[np.bool_]:
         """(m,) which items are neither excluded nor chosen."""
+        if len(items) + len(self.excluded) <= _SET:
+            hidden = {*self.excluded.tolist(), *self.items}
+            return np.fromiter((item not in hidden for item in items.tolist()), dtype=np.bool_, count=len(items))
         new: npt.NDArray[np.bool_] = ~np.isin(items, self.excluded) & ~np.isin(items, self.items)
         return new
 

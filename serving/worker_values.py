@@ -13,10 +13,11 @@ import json
 import math
 import os
 import threading
+from bisect import bisect_left
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, generate_latest
@@ -175,7 +176,28 @@ class _Kept(MetricWrapperBase):
         self._kwargs["values"] = self._values
 
 
-class Counter(_Kept, prometheus_client.Counter):
+class _Lasting(_Kept):
+    """A metric whose labels stay once they were asked for; `labels` finds them again without checks and locks."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._known: dict[tuple[Any, ...], Self] = {}
+        super().__init__(*arguments, **named)
+
+    def labels(self, *labelvalues: Any, **labelkwargs: Any) -> Self:
+        """See `prometheus_client.Counter`."""
+        found = None if labelkwargs else self._known.get(labelvalues)
+        if found is None:
+            found = super().labels(*labelvalues, **labelkwargs)
+            if labelvalues and all(type(value) is str for value in labelvalues):  # of other types more are equal
+                self._known[labelvalues] = found
+        return found
+
+    def remove(self, *_: Any) -> None:
+        """There is none: a count goes on."""
+        raise TypeError(f"{self._name}: labels of a counter or histogram stay")
+
+
+class Counter(_Lasting, prometheus_client.Counter):
     """See `prometheus_client.Counter`."""
 
     def _metric_init(self) -> None:
@@ -205,7 +227,7 @@ class Gauge(_Kept, prometheus_client.Gauge):
         super().remove(*labelvalues)
 
 
-class Histogram(_Kept, prometheus_client.Histogram):
+class Histogram(_Lasting, prometheus_client.Histogram):
     """See `prometheus_client.Histogram`."""
 
     def _metric_init(self) -> None:
@@ -215,6 +237,15 @@ class Histogram(_Kept, prometheus_client.Histogram):
             self._sum = _Value(self._values, kind, self, f"{self._name}_sum", labels)
             bounds = [{**labels, "le": _bound(bound)} for bound in self._upper_bounds]
             self._buckets = [_Value(self._values, kind, self, f"{self._name}_bucket", bound) for bound in bounds]
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """See `prometheus_client.Histogram`; the bucket is found by halving."""
+        if exemplar is not None or math.isnan(amount):
+            super().observe(amount, exemplar)
+            return
+        self._raise_if_not_observable()  # type: ignore[no-untyped-call]
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
 
 def _labels(metric: Any) -> dict[str, str]:

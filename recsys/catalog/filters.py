@@ -39,7 +39,8 @@ class CatalogFilter:
     @property
     def empty(self) -> bool:
         """Whether every item matches."""
-        return self == CatalogFilter()
+        prices = self.price_min_micros, self.price_max_micros
+        return not self.categories and not self.brands and prices == (None, None)
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 _MOST_RESERVE: Final = 0.25  # of a short deadline
+_LAST: Final = 0.6  # of the reserve, for the answer from memory and its way
+_TURNS: Final = 3  # of the event loop, in which a request is unread, and its answer not yet written
 
 
 def _plain(value: object) -> object:
@@ -49,19 +51,34 @@ class Deadline:
     engine: float
     began: float
 
+    @property
+    def tables(self) -> float:
+        """When an answer from the tables must be there; after it there is time for one from memory."""
+        return self.answer - _LAST * (self.answer - self.engine)
+
     @classmethod
-    def within(cls, wanted_ms: int | None, settings: Settings, now: float | None = None) -> Deadline:
+    def within(
+        cls,
+        wanted_ms: int | None,
+        settings: Settings,
+        now: float | None = None,
+        *,
+        waited: float = 0.0,
+        turn: float = 0.0,
+    ) -> Deadline:
         """The lower of what a request wants and the settings allow, from now on.
 
         Args:
             wanted_ms: from the request's header, at least 1.
             settings: the bound, and what is kept back for an answer without the engine.
             now: monotonic seconds.
+            waited: seconds that the request has waited before.
+            turn: seconds of one turn of the event loop; it takes some until an answer is on its way.
         """
         seconds = settings.deadline.total_seconds()
         if wanted_ms is not None and wanted_ms < seconds * 1_000:
             seconds = wanted_ms / 1_000
         began = time.monotonic() if now is None else now
-        answer = began + seconds
         reserve = min(settings.fallback_reserve.total_seconds(), seconds * _MOST_RESERVE)
+        answer = began + seconds - waited - _TURNS * turn
         return cls(answer, answer - reserve, began)

@@ -8,6 +8,7 @@ items in memory (popular_memory) take its place. Each is filtered by what is kno
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from feature_store.reading import Reading
     from serving.engine import Engine, EngineAnswer, EngineRequest, SlateItem
     from serving.ladder.deadline import Deadline
+    from serving.ladder.door import Door
     from serving.ladder.metrics import LadderMetrics
     from serving.settings import Settings
 
 _FIRST_LIMIT: Final = 32  # engine calls at once, before anything is known of their latency
-_LATE: Final = 0.8  # of the deadline; an engine that needs longer is asked by fewer
+_LATE: Final = 0.4  # of the deadline; an engine that needs longer is asked by fewer
 _FAIR: Final = 0.5  # of the deadline; an engine that was given less says nothing by failing to answer
 _BY_MODEL: Final = frozenset({ServedBy.NEZHA, ServedBy.NEZHA_SMALL})
 _OUTAGES: Final = frozenset({Reason.DEADLINE, Reason.UNAVAILABLE})
@@ -74,6 +76,7 @@ class Ladder:
         engine: the upper tiers.
         histories: of users.
         fallback: the lower tiers.
+        door: knows when more come than can be answered; the lowest tier answers for the engine then. None = never.
         clock: monotonic seconds, those of the deadlines.
 
     Attributes:
@@ -87,11 +90,12 @@ class Ladder:
         engine: Engine,
         histories: ReadsHistories,
         fallback: Fallback,
+        door: Door | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics, self._engine, self._histories, self._clock = metrics, engine, histories, clock
-        self._fallback = fallback
+        self._fallback, self._door = fallback, door
         self._assignment = LastAssignment()
         self._engine_minimum = settings.engine_minimum.total_seconds()
         self._history_minimum = settings.history_minimum.total_seconds()
@@ -114,6 +118,11 @@ class Ladder:
         metrics.engine_limit.set_function(lambda: self._limit.limit)
         metrics.answering.set_function(lambda: self._answering)
         metrics.kept.set_function(lambda: len(self.cache))
+
+    @property
+    def turn(self) -> float:
+        """Seconds of one turn of the event loop."""
+        return 0.0 if self._door is None else self._door.turn
 
     async def recommend(
         self,
@@ -183,6 +192,10 @@ class Ladder:
         """Drop what is kept of a user; how many answers that were. On the event loop only."""
         return self.cache.forget(user_id)
 
+    @property
+    def _late(self) -> bool:
+        return self._door is not None and self._door.standing
+
     def _enter(self) -> None:
         if self._answering >= self._most:
             self._metrics.refused.inc()
@@ -233,7 +246,8 @@ class Ladder:
         kept: Sequence[SlateItem],
         arms: dict[str, str],
     ) -> EngineAnswer:
-        answer = await self._by_tables(request, deadline, kept, arms, until=deadline.answer)
+        until = -math.inf if self._late else deadline.tables  # there is no time for the tables
+        answer = await self._by_tables(request, deadline, kept, arms, until=until)
         self._metrics.fallbacks.labels(answer.served_by.value, reason).inc()
         return answer
 
@@ -272,7 +286,8 @@ class Ladder:
                 answer = await self._engine.recommend(request)
         except TimeoutError:
             if left >= self._fair:
-                well = in_time = False
+                in_time = False
+                well = None if self._late else False  # the answer may be there, and nobody had the time to read it
             return Unanswered("timeout", UnavailableError("the model did not answer in time"))
         except OverloadedError as error:
             well, in_time = True, False if left >= self._fair else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from serving.engine import EngineAnswer, EngineCounts, SlateItem
-from serving.recheck import Look, SlateCheck
+from serving.recheck import Look, Row
 from serving.schemas import ServedBy
 
 if TYPE_CHECKING:
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
     from serving.live_items import LiveItems
 
 MOST: Final = 1_000
-_BLOCK: Final = 64  # items that are looked at in one go
+
+
+class _Item(NamedTuple):
+    """How the last look sees an item, and how an answer shows it."""
+
+    row: Row
+    shown: SlateItem
 
 
 class Memory:
-    """Answers from a short list; reads no file and waits for no lock.
+    """Answers from a short list of rows that are made beforehand; reads no file and waits for no lock.
 
     Args:
         bundle: opened; not held.
@@ -33,7 +40,8 @@ class Memory:
         self._indices = ranking[:MOST].tolist()
         self._cut = len(ranking) > MOST
         self._bundle = bundle.manifest.version
-        self._table = SlateCheck(bundle.shown.take(ranking[:MOST]))
+        table = bundle.shown.take(ranking[:MOST]).select(Row._fields)
+        self._snapshot = [_item(rank, Row(**columns)) for rank, columns in enumerate(table.to_pylist())]
         self.refresh(items)
 
     @property
@@ -43,24 +51,19 @@ class Memory:
 
     def refresh(self, items: LiveItems) -> None:
         """Take over what changed; the caller holds the items' guard."""
-        rows = ((rank, items.rows.row(index)) for rank, index in enumerate(self._indices))
-        changed = {rank: row for rank, row in rows if row is not None}
+        listed: list[_Item | None] = list(self._snapshot)
+        for rank, index in enumerate(self._indices):
+            if (row := items.rows.row(index)) is not None:
+                seen = Row(*(getattr(row, name) for name in Row._fields))
+                listed[rank] = _item(rank, seen) if row.live else None
         # One object, which is replaced: an answer that is being made must not mix two catalogues.
-        self._now = self._table.after(changed.get), items.version
+        self._now = [item for item in listed if item is not None], items.version
 
     def answer(self, request: EngineRequest) -> EngineAnswer:
         """Those of the list that the request may be shown, as of the last refresh and the request's time."""
-        (check, version), look = self._now, Look(request)
-        found: list[SlateItem] = []
-        for start in range(0, len(self._indices), _BLOCK):
-            ranks = range(start, min(start + _BLOCK, len(self._indices)))
-            found += [
-                SlateItem(row.item_id, 1.0 / (1 + rank), ServedBy.POPULAR_MEMORY, row.title)
-                for rank, row in zip(ranks, check.rows(request, ranks, look), strict=True)
-                if row.eligible
-            ]
-            if len(found) > request.n:
-                break
+        (listed, version), look = self._now, Look(request)
+        eligible = (item.shown for item in listed if look.takes(item.row))
+        found = list(islice(eligible, request.n + 1))  # one more says whether there is a next page
         items = found[: request.n]
         return EngineAnswer(
             items=items,
@@ -72,3 +75,7 @@ class Memory:
             counts=EngineCounts(len(request.history), 0, 0, 0),
             more=len(found) > request.n or look.passed_over > 0 or self._cut,  # nobody looks behind a cut list
         )
+
+
+def _item(rank: int, row: Row) -> _Item:
+    return _Item(row, SlateItem(row.item_id, 1.0 / (1 + rank), ServedBy.POPULAR_MEMORY, row.title))

@@ -19,7 +19,7 @@ class LadderMetrics:
         skipped: calls that a breaker or the lack of time spared, by dependency and why.
         engine_limit: engine calls that may be under way.
         answering: requests that are being answered.
-        refused: requests beyond what may be answered at once.
+        refused: requests beyond what may be answered at once, or can be in time.
         kept: answers in the cache.
     """
 
@@ -35,5 +35,7 @@ class LadderMetrics:
         )
         self.engine_limit = Gauge("windfire_engine_limit", "Engine calls allowed at once.", registry=registry)
         self.answering = Gauge("windfire_requests_answering", "Requests being answered.", registry=registry)
-        self.refused = Counter("windfire_requests_refused", "Requests over the limit.", registry=registry)
+        self.refused = Counter(
+            "windfire_requests_refused", "Requests that were refused for their number.", registry=registry
+        )
         self.kept = Gauge("windfire_cache_answers", "Answers that are kept.", registry=registry)

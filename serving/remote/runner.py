@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from serving.engine import InProcessEngine
+from serving.interpreter import settle
 from serving.logs import configure_logs
 from serving.metrics import EngineMetrics
 from serving.remote.address import claimed
@@ -48,6 +49,8 @@ async def _run(settings: Settings, path: Path) -> None:
     async with AsyncExitStack() as stack:
         bound = stack.enter_context(claimed(path))  # first: it refuses a second engine before anything is loaded
         from serving.reload import BundleWatcher  # with torch and the decoders
+
+        settle()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)

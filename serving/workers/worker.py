@@ -41,6 +41,7 @@ def work(settings: Settings, number: int, listening: socket.socket, parent: Conn
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent says what follows
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logs(settings.log_level, worker=number)
+    from serving.interpreter import settle
     from serving.runner import uvicorn_config  # all that serving needs, which takes most of a start
 
     say(parent, Word.PREPARED)
@@ -53,6 +54,7 @@ def work(settings: Settings, number: int, listening: socket.socket, parent: Conn
     except WindfireError as error:
         _log.error("worker_refused", code=error.code, error=str(error))
         raise SystemExit(1) from None
+    settle(model=settings.engine_socket is None)
     server = _WorkerServer(config, settings.drain_delay.total_seconds(), parent, values)
     with suppress(SystemExit):  # uvicorn's way to say that the start failed; its log line says why
         server.run(sockets=[listening])

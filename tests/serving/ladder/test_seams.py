@@ -22,6 +22,7 @@ from recsys.catalog.log import CatalogLog
 from recsys.errors import OverloadedError
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
 from serving.ladder.deadline import Deadline
+from serving.ladder.door import Door
 from serving.ladder.fallback import Fallback, Loaded, load_tables
 from serving.ladder.ladder import Ladder
 from serving.ladder.metrics import LadderMetrics
@@ -47,10 +48,13 @@ class Engine:
             version, f"{version}.0", "nezha", CANARY.version, canary_share=CANARY
         )
         self.fails: Exception | None = None
+        self.stalls = False
         self.asked = 0
 
     async def recommend(self, request: EngineRequest) -> EngineAnswer:
         self.asked += 1
+        if self.stalls:
+            await asyncio.Event().wait()
         if self.fails is not None:
             raise self.fails
         items = [SlateItem(item, -float(place), "nezha", None) for place, item in enumerate(MODEL[: request.n])]
@@ -142,6 +146,44 @@ def test_nothing_is_kept_of_a_history_that_was_read_before_its_user_was_forgotte
     request = replace(asked(), deadline=deadline.engine)
     assert asyncio.run(ladder.recommend(request, deadline, user_id="ann")).served_by == "nezha"
     assert len(ladder.cache) == 0
+
+
+class Rush(Door):
+    """More come than can be answered."""
+
+    standing = True
+
+
+@pytest.fixture
+def rushed(server_settings: Settings, engine: Engine, tables: Loaded) -> Iterator[Ladder]:
+    """In a rush; two failures open the breaker, half a second is a fair deadline."""
+    fallback = Fallback(minimum=0.0)
+    fallback.swap(tables)
+    settings = server_settings.model_copy(update={"breaker_failures": 2, "deadline": timedelta(seconds=0.1)})
+    yield Ladder(settings, LadderMetrics(MetricRegistry()), engine, NoHistories(), fallback, Rush(0.1))
+    fallback.close()
+
+
+def test_in_a_rush_the_tables_are_not_asked(ladder: Ladder, rushed: Ladder, engine: Engine) -> None:
+    assert answered(rushed, None).served_by == "nezha"
+    engine.fails = OverloadedError("too many")
+    assert answered(ladder, None).served_by == "item_to_item"
+    assert answered(rushed, None).served_by == "popular_memory"
+
+
+def test_in_a_rush_an_answer_that_nobody_had_time_to_read_is_no_failure(rushed: Ladder, engine: Engine) -> None:
+    engine.stalls = True
+    for _ in range(3):
+        now = time.monotonic()
+        deadline = Deadline(now + 60, now + 0.06, now)
+        request = replace(asked(), deadline=deadline.engine)
+        assert asyncio.run(rushed.recommend(request, deadline)).served_by == "popular_memory"
+    assert engine.asked == 3
+
+
+def test_the_memory_s_rows_are_made_beforehand(tables: Loaded) -> None:
+    first, again = tables.memory.answer(asked(20)).items, tables.memory.answer(asked(20)).items
+    assert [id(item) for item in first] == [id(item) for item in again]
 
 
 def test_the_memory_has_pages(tables: Loaded) -> None:

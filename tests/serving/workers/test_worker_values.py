@@ -125,3 +125,34 @@ def test_without_a_file_they_are_the_librarys() -> None:
 def test_a_metric_that_others_would_not_show_is_refused() -> None:
     with pytest.raises(TypeError, match=r"serving\.worker_values"):
         prometheus_client.Counter("a", "A.", registry=Registry())
+
+
+def test_a_count_is_found_again_under_the_labels_that_it_shows() -> None:
+    """Of other types than text several are equal and yet written in different ways."""
+    counter = Counter("c", "C.", ["a", "b"], registry=Registry())
+    for labels in [("1", "x"), (1, "x"), (True, "x"), (1.0, "x"), ("1", "x"), (1, "x")]:
+        counter.labels(*labels).inc()
+    counter.labels(a="1", b="x").inc()
+    shown = {tuple(sample.labels.values()): sample.value for sample in next(iter(counter.collect())).samples[::2]}
+    assert shown == {("1", "x"): 5, ("True", "x"): 1, ("1.0", "x"): 1}
+    assert counter.labels("1", "x") is counter.labels("1", "x")
+    with pytest.raises(ValueError, match="label count"):
+        counter.labels("1")
+    with pytest.raises(TypeError, match="stay"):
+        counter.remove("1", "x")
+
+
+@given(st.lists(st.floats() | st.sampled_from([0.1, 0.5, 1.0, 2.5]), max_size=8))
+def test_a_histogram_counts_as_the_librarys(amounts: list[float]) -> None:
+    ours = Histogram("h", "H.", ["a"], buckets=(0.1, 0.5, 1.0, 2.5), registry=Registry())
+    theirs = prometheus_client.Histogram("h", "H.", ["a"], buckets=(0.1, 0.5, 1.0, 2.5), registry=CollectorRegistry())
+    for histogram in (ours, theirs):
+        for amount in amounts:
+            histogram.labels("x").observe(amount)
+    kept = [
+        [sample for sample in next(iter(each.collect())).samples if "_created" not in sample.name]
+        for each in (ours, theirs)
+    ]
+    assert repr(kept[0]) == repr(kept[1])
+    with pytest.raises(ValueError, match="missing label"):
+        ours.observe(1.0)
