@@ -370,3 +370,32 @@ def test_a_client_that_goes_away_is_not_decoded(server_settings: Settings) -> No
         assert 'route="/v1/recommend",status="499"' in client.get("/metrics").text
     assert engine.given_up == 1
     assert sent[0]["status"] == 499
+
+
+def test_a_request_that_the_server_cancels_is_no_client_that_went_away(server_settings: Settings) -> None:
+    engine = PatientEngine()
+    app = create_app(server_settings, engine=engine)
+    body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+    async def receive() -> MutableMapping[str, Any]:
+        for message in body:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        raise AssertionError(message)
+
+    async def ask(state: dict[str, Any]) -> None:
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "headers": headers}
+        serving = asyncio.create_task(app({**scope, "state": state}, receive, send))
+        await engine.asked.wait()
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+
+    with TestClient(app) as client:
+        assert client.portal is not None
+        client.portal.call(ask, client.app_state)
+    assert engine.given_up == 1
