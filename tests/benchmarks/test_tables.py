@@ -21,7 +21,7 @@ PLACES = {
     "<lists>": "(coverage|gini|popularity|invalid)",
     "<learning>": "(cpu_minutes|steps|best_step|hit_rate|zero_advantage|diversity|reward|hinted|kl)",
     "<k>": r"\d+", "<B>": r"\d+", "<N>": r"\d+", "<percentile>": "(p50|p95|p99)", "<structure>": "(set|bitmap|csr)",
-    "<family>": r"[a-z]+", "<decoder>": r"[a-z]+", "<store>": "(redis|embedded|raw_pipeline|raw_mget)",
+    "<family>": r"[a-z]+", "<decoder>": r"[a-z]+", "<store>": "(redis|embedded|feast|feast_hashes|raw_pipeline|raw_mget)",
     "<scores>": "(compared|changed|largest_change)", "<counts>": "(items|true_share|known_prefix)",
     "<quantile>": "(p50|p99)", "<what>": "[a-z_]+", "<sids>": r"[a-z0-9_]+(\.[a-z0-9_]+)?",
     "<scenario>": r"[a-z0-9_]+", "<latency>": "(p50|p95|p99|p999)", "<tier>": r"[a-z0-9_]+", "<kind>": r"[a-z0-9_]+",
