@@ -115,7 +115,7 @@ class SemanticIdSettings(_Section):
     product: ProductSettings = ProductSettings()
     collisions: Policy = "reassign"
     source: Source = "fused"
-    fill: Annotated[Fill, Field(default_factory=_guessed)]
+    fill: Fill = Field(default_factory=_guessed)
     ridge: Annotated[float, Gt(0)] = 1.0
     warm_start: Path | None = None
     compressor: Path | None = None

@@ -10,7 +10,7 @@ from recsys.datasets.prepared import PreparedData
 from recsys.errors import ConfigError
 from recsys.evaluation.answers import VIEWS
 from recsys.evaluation.lists import invalid_rate
-from recsys.storage import read_json
+from recsys.storage import read_json, write_json_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,11 +105,12 @@ def test_a_fusion_is_chosen_on_validation_and_counted(prepared: Path) -> None:
     # the next item on the ring is a neighbour of the last one
     assert first.views["masked"].ranks.mean() < plain.views["masked"].ranks.mean()
     weights = (runs.own / "fusion" / "items.npy").stat().st_mtime_ns
+    manifest = read_json(runs.own / "manifest.json")  # of a training so long that what this process spends is nothing
+    write_json_atomically(runs.own / "manifest.json", manifest | {"cpu_seconds": 1e6})
     again = recommender(data, cases, wanted, seed=1, runs=runs)
     assert (runs.own / "fusion" / "items.npy").stat().st_mtime_ns == weights
     assert again.details["fusion"] == chosen
-    assert again.carried_cpu_seconds > first.carried_cpu_seconds
-    assert again.carried_cpu_seconds <= again.details["train_cpu_seconds"] + chosen["cpu_seconds"]
+    assert 1e6 - 1_000 < again.carried_cpu_seconds <= 1e6 + chosen["cpu_seconds"]
 
 
 @pytest.mark.parametrize("position", [-2, -1])
