@@ -1,7 +1,8 @@
 """Pages of one recommendation without state on the server: the cursor says what the pages before have shown.
 
-A cursor is URL-safe text: base64 of a version byte, a CRC-32 and deflated msgpack. It is no secret and not signed: all
-that a forged one can do is to leave out items, and to file its own answers under another request's id.
+A cursor is URL-safe text: base64 of a byte for its form, a CRC-32 and msgpack, deflated where it is long. It is no
+secret and not signed: all that a forged one can do is to leave out items, and to file its own answers under another
+request's id.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ MAX_CURSOR: Final = (
     _MOST_BYTES * 138 // 100
 )  # characters; base64 takes a third more, and what deflate cannot shrink grows
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]+")
-_VERSION: Final = b"\x01"
-_HEAD: Final = 5  # bytes of version and checksum
+_DEFLATED, _PLAIN = b"\x01", b"\x02"
+_SHORT: Final = 1_024  # bytes of msgpack up to which deflating costs more than it spares
+_HEAD: Final = 5  # bytes of form and checksum
 _LEVEL, _WINDOW = 6, -13  # deflate without a header, over 8 KiB
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=_ID_BYTES)]
@@ -55,9 +57,11 @@ class Page(msgspec.Struct, frozen=True, array_like=True):
 
     def cursor(self) -> str:
         """The page as text of at most `MAX_CURSOR` characters."""
-        packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW)
-        body = packer.compress(_encoder.encode(self)) + packer.flush()
-        return urlsafe_b64encode(_VERSION + zlib.crc32(body).to_bytes(4, "little") + body).rstrip(b"=").decode()
+        form, body = _PLAIN, _encoder.encode(self)
+        if len(body) > _SHORT:
+            packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW)
+            form, body = _DEFLATED, packer.compress(body) + packer.flush()
+        return urlsafe_b64encode(form + zlib.crc32(body).to_bytes(4, "little") + body).rstrip(b"=").decode()
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -78,19 +82,32 @@ def read_cursor(text: str) -> Page:
         data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError as error:
         raise _refused("the cursor is cut off", text) from error
-    if data[:1] != _VERSION:
+    form = data[:1]
+    if form not in (_DEFLATED, _PLAIN):
         raise _refused("the cursor is of another release, or none at all", text)
     body = data[_HEAD:]
     if zlib.crc32(body).to_bytes(4, "little") != data[1:_HEAD]:
         raise _refused("the cursor is damaged", text)
-    unpacker = zlib.decompressobj(_WINDOW)
     try:
-        page = _decoder.decode(unpacker.decompress(body, _MOST_BYTES))
+        page = _decoder.decode(body if form == _PLAIN else _inflated(body))
     except (zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _refused("the cursor holds no page", text) from error
-    if not (unpacker.eof and page.shown and page.number):
+    if not (page.shown and page.number):
         raise _refused("the cursor holds no page", text)
     return page
+
+
+def _inflated(body: bytes) -> bytes:
+    """What was deflated.
+
+    Raises:
+        zlib.error: it is something else, or longer than a page.
+    """
+    unpacker = zlib.decompressobj(_WINDOW)
+    data = unpacker.decompress(body, _MOST_BYTES)
+    if not unpacker.eof:
+        raise zlib.error("longer than a page, or cut off")
+    return data
 
 
 def _refused(what: str, text: str) -> InputError:

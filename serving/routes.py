@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import structlog
@@ -357,8 +358,8 @@ async def _expose(services: Services, exposure: Exposure) -> None:
 def _count(services: Services, answer: EngineAnswer, request_id: str) -> None:
     metrics = services.metrics
     metrics.unknown_items.inc(answer.counts.history_unknown)
-    for source in {item.source for item in answer.items}:
-        metrics.items.labels(source).inc(sum(item.source == source for item in answer.items))
+    for source, count in Counter([item.source for item in answer.items]).items():
+        metrics.items.labels(source).inc(count)
     if answer.ineligible:
         metrics.ineligible.inc(answer.ineligible)
         _log.error("ineligible_items_caught", request_id=request_id, count=answer.ineligible)

@@ -61,6 +61,8 @@ class Deployment:
     @property
     def versions(self) -> EngineVersions:
         """See `serving.engine.Recommender`."""
+        if self.canary is None and self.shadow is None:
+            return self.main.versions
         return msgspec.structs.replace(
             self.main.versions,
             canary=None if self.canary is None else self.canary.share.version,

@@ -59,10 +59,13 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
     assert caught.value.field == "cursor"
 
 
-def forged(value: Any, *, head: bytes = b"\x01", behind: bytes = b"") -> str:
+DEFLATED, PLAIN = b"\x01", b"\x02"
+
+
+def forged(value: Any, *, head: bytes = DEFLATED) -> str:
     packer = zlib.compressobj(9, zlib.DEFLATED, -13)
     data = value if isinstance(value, bytes) else msgspec.msgpack.encode(value)
-    body = packer.compress(data) + packer.flush() + behind
+    body = {DEFLATED: packer.compress(data) + packer.flush()}.get(head, data)
     return urlsafe_b64encode(head + zlib.crc32(body).to_bytes(4, "little") + body).rstrip(b"=").decode()
 
 
@@ -82,19 +85,34 @@ FORGED = [
     {"request_id": "r"},
     None,
     b"\xc1",
-    b"\0" * 30_000_000,
 ]
 
 
+@pytest.mark.parametrize("head", [DEFLATED, PLAIN])
 @pytest.mark.parametrize("value", FORGED, ids=lambda value: repr(value)[:20])
-def test_a_forged_cursor_of_another_form_is_refused(value: Any) -> None:
+def test_a_forged_cursor_of_another_form_is_refused(value: Any, head: bytes) -> None:
     with pytest.raises(InputError, match="holds no page"):
-        read_cursor(forged(value))
+        read_cursor(forged(value, head=head))
+
+
+def test_a_few_bytes_that_would_become_many_are_refused() -> None:
+    with pytest.raises(InputError, match="holds no page"):
+        read_cursor(forged(b"\0" * 30_000_000))
+
+
+@pytest.mark.parametrize("head", [DEFLATED, PLAIN])
+def test_a_page_may_be_deflated_or_not(head: bytes) -> None:
+    assert read_cursor(forged(["r", 1, ["a"]], head=head)) == Page("r", 1, ["a"])
+
+
+def test_only_long_pages_are_deflated() -> None:
+    short, long = (Page("r", 1, ["a" * 9] * count).cursor() for count in (100, 110))
+    assert len(long) < 100 < 1_000 < len(short)
 
 
 def test_a_cursor_of_another_release_is_refused() -> None:
     with pytest.raises(InputError, match="another release"):
-        read_cursor(forged(["r", 1, ["a"]], head=b"\x02"))
+        read_cursor(forged(["r", 1, ["a"]], head=b"\x03"))
 
 
 def test_the_longest_page_has_a_cursor() -> None:
