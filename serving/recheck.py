@@ -26,6 +26,7 @@ _ALWAYS: Final = frozenset({"item_id", "title", "available_from", "available_unt
 _CAPPED: Final = frozenset({"category_path", "brand"})
 _FILTERED: Final = frozenset({"category_path", "brand", "price_micros"})
 _NO_FILTER: Final = CatalogFilter()
+_AT_HAND: Final = 20_000  # rows of the table that are kept as Python objects, some 10 MB
 
 
 class Row(NamedTuple):
@@ -38,6 +39,9 @@ class Row(NamedTuple):
     price_micros: int | None
     available_from: int | None
     available_until: int | None
+
+
+_NOWHERE: Final = Row("", None, None, None, None, None, None)  # of an index that is no item's
 
 
 class CheckedRow(NamedTuple):
@@ -61,6 +65,7 @@ class SlateCheck:
         # A column without a value, as of the times of a catalogue where nothing ends, need not be read item by item.
         self._columns = {name: column for name, column in columns.items() if column.null_count < len(column)}
         self._count, self._changed = items.num_rows, changed
+        self._known: dict[frozenset[str], dict[int, Row]] = {}  # by the columns that were read
 
     def after(self, changed: Callable[[int], ItemRow | None]) -> SlateCheck:
         """The same table with other changes."""
@@ -77,20 +82,32 @@ class SlateCheck:
             look: at the items of the same slate before these; None = there are none.
         """
         look = Look(request) if look is None else look
-        newer = [self._changed(item) for item in indices]
-        taken = pa.array([item if item < self._count else None for item in indices], type=pa.int32())
-        columns = [self._values(name, taken, look) for name in Row._fields]
-        rows = []
-        for change, row in zip(newer, map(Row, *columns) if indices else (), strict=True):
-            if change is not None:
-                row = Row(*(getattr(change, name) for name in Row._fields))  # noqa: PLW2901
-            eligible = (change is None or change.live) and look.takes(row)
+        table, rows = self._read(indices, look.columns), []
+        for item in indices:
+            change = self._changed(item)
+            if change is None:
+                row, live = table.get(item, _NOWHERE), item < self._count
+            else:
+                row, live = Row(*(getattr(change, name) for name in Row._fields)), change.live
+            eligible = live and look.takes(row)
             rows.append(CheckedRow(row.item_id, row.title, eligible))
         return rows
 
-    def _values(self, name: str, taken: pa.Array, look: Look) -> Iterable[Any]:
+    def _read(self, indices: Sequence[int], columns: frozenset[str]) -> dict[int, Row]:
+        """The table's rows of at least these items; those that were read before are at hand."""
+        known = self._known.setdefault(columns, {})
+        if len(known) > _AT_HAND:
+            known.clear()
+        missing = [item for item in indices if item not in known and item < self._count]
+        if missing:
+            taken = pa.array(missing, type=pa.int32())
+            values = [self._values(name, taken, columns) for name in Row._fields]
+            known.update(zip(missing, map(Row, *values), strict=True))
+        return known
+
+    def _values(self, name: str, taken: pa.Array, columns: frozenset[str]) -> Iterable[Any]:
         column = self._columns.get(name)
-        if column is None or name not in look.columns:
+        if column is None or name not in columns:
             return repeat(None, len(taken))
         values: list[Any] = column.take(taken).to_pylist()
         return values

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from recsys.catalog import CatalogFilter
 from recsys.catalog.live_rows import ItemRow
 from recsys.records import ITEMS
+from serving import recheck
 from serving.engine import EngineRequest
 from serving.layout import Layout
 from serving.recheck import CheckedRow, Look, SlateCheck
@@ -71,6 +72,28 @@ def test_one_item_that_may_not_be_shown_is_seen_among_others(asked: dict[str, An
 def test_one_item_too_many_of_a_kind_is_seen(layout: Layout, second: dict[str, Any]) -> None:
     rows = [row(0), row(1, **second), row(2, brand="c", category_path=["Other"])]
     assert shown(SlateCheck(table(rows)), asking(layout=layout), 0, 1, 2) == [True, False, True]
+
+
+def test_an_index_that_is_no_items_is_taken_out() -> None:
+    assert shown(SlateCheck(table([row(0)])), asking(), 0, 1) == [True, False]
+
+
+def test_rows_that_were_read_before_are_judged_by_what_is_asked_now() -> None:
+    check = SlateCheck(table([row(0), row(1, brand="d", price_micros=4), row(2, available_until=NOW + 1)]))
+    assert shown(check, asking(), 0, 1, 2) == [True, True, True]
+    assert shown(check, asking(time=NOW + 1), 0, 1, 2) == [True, True, False]
+    assert shown(check, asking(conditions=CatalogFilter(brands=("b",))), 0, 1, 2) == [True, False, True]
+    assert shown(check, asking(layout=Layout(brand_cap=1)), 0, 1, 2) == [True, True, False]
+    assert shown(check, asking(), 0, 1, 2) == [True, True, True]
+
+
+def test_more_rows_than_are_kept_are_judged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recheck, "_AT_HAND", 2)
+    check = SlateCheck(table([row(number, available_until=(NOW, NOW + 1)[number % 2]) for number in range(6)]))
+    slates = [[0, 1, 2], [2, 3], [5, 4, 3, 2], [0, 5]]
+    assert [shown(check, asking(), *slate) for slate in slates] == [
+        [False, True, False], [False, True], [True, False, True, False], [False, True],
+    ]  # fmt: skip
 
 
 def test_what_fits_is_shown_with_its_title_in_the_order_of_the_slate() -> None:
