@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOWEST: Final = np.iinfo(np.int64).min
 _HIGHEST: Final = np.iinfo(np.int64).max
+_AT_HAND: Final = 50_000  # ids whose index is kept in a dictionary, some 7 MB
 _KEPT: Final = 64  # masks
 _KEPT_BYTES: Final = 256 << 20  # of all of them, as in `Catalog`
 
@@ -125,6 +126,7 @@ class LiveRows:
         self._rows: list[ItemRow] = []
         self._place: dict[int, int] = {}  # of a row, by item index
         self._new: dict[str, int] = {}  # index of an added item
+        self._known: dict[str, int] = {}  # the snapshot's, of ids that were asked for
         self._numbers: dict[object, int] = {}  # of brands and of category paths
         self._paths: list[tuple[int, tuple[str, ...]]] = []
         self._table = np.empty((7, 0), dtype=np.int64)  # (7, room): index, live, path, brand, price, from, until
@@ -141,11 +143,18 @@ class LiveRows:
 
     def lookup(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """(n,) item indices of n ids, those of deleted items too; -1 where an id was never given."""
-        found = self._catalog.index.lookup(ids)
-        if self._new:
-            for place in np.flatnonzero(found < 0).tolist():
-                found[place] = self._new.get(ids[place], -1)
-        return found
+        known, added = self._known, self._new
+        items = [known.get(each, -1) for each in ids]
+        if -1 in items:
+            missing = [place for place, item in enumerate(items) if item < 0]
+            found = self._catalog.index.lookup([ids[place] for place in missing]).tolist()
+            if len(known) > _AT_HAND:
+                known.clear()
+            for place, item in zip(missing, found, strict=True):
+                if item >= 0:
+                    known[ids[place]] = item
+                items[place] = item if item >= 0 else added.get(ids[place], -1)
+        return np.array(items, dtype=np.int32)
 
     def ids(self, items: Iterable[int]) -> list[str]:
         """The ids of item indices."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.catalog import Catalog, CatalogFilter
+from recsys.catalog import Catalog, CatalogFilter, live_rows
 from recsys.catalog.changes import Delete, Stock
 from recsys.catalog.live_rows import ItemRow, LiveRows
 from recsys.records import ITEMS
@@ -74,6 +75,19 @@ def test_what_is_gone_is_in_no_mask_and_keeps_its_index() -> None:
     assert live.lookup(["new", "i1", "nobody", "i0"]).tolist() == [2, 1, -1, 0]
     assert live.row(0) is None
     assert live.row(2) == ItemRow("new", price_micros=3, stock=0)
+
+
+@given(asked=st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8), at_hand=st.integers(0, 3))
+def test_ids_are_found_whatever_was_asked_before(asked: list[list[int]], at_hand: int) -> None:
+    """Items 4, 5, ... come, one behind every question."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(live_rows, "_AT_HAND", at_hand)
+        live = LiveRows(Catalog.build(table([NOTHING] * 4)))
+        for numbers in asked:
+            found = live.lookup([f"i{n}" for n in numbers])
+            assert found.dtype == np.dtype(np.int32)
+            assert found.tolist() == [n if n < len(live) else -1 for n in numbers]
+            live.add(ItemRow(f"i{len(live)}"))
 
 
 def test_masks_take_no_more_memory_than_they_may() -> None:
