@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BURST: Final = 0.25  # of the deadline: what a request may wait in a queue that came a moment ago
+_BURST: Final = 0.5  # of the deadline: what a request may wait in a queue that came a moment ago
 _STANDING: Final = 0.1  # the same in a queue that does not go
 _PATIENCE: Final = 0.5  # of the deadline: a queue that is there for longer is no burst
 _RELAPSE: Final = 1.0  # of the deadline: a queue from which somebody was refused within this time has not gone

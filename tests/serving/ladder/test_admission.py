@@ -55,7 +55,7 @@ def through(
 @pytest.mark.parametrize("path", sorted(GUARDED))
 def test_who_cannot_be_answered_in_time_is_told_at_once(path: str) -> None:
     metrics = Metrics()
-    first, second = through(path, seconds=0.5, soon=[], metrics=metrics)
+    first, second = through(path, seconds=0.6, soon=[], metrics=metrics)
     assert (first.status_code, first.json()) == (200, {"waited": 0.0})
     assert (second.status_code, second.headers["retry-after"]) == (503, "1")
     assert (second.json()["code"], second.json()["retryable"]) == ("unavailable", True)
@@ -70,7 +70,7 @@ def test_the_wait_at_the_door_counts_against_the_deadline() -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/events"])
 def test_what_has_no_deadline_passes_by(path: str) -> None:
-    answers = through(path, seconds=0.5, soon=[], metrics=Metrics())
+    answers = through(path, seconds=0.6, soon=[], metrics=Metrics())
     assert [answer.json() for answer in answers] == [{"waited": None}] * 2
 
 

@@ -89,12 +89,12 @@ def test_a_burst_is_waited_for_and_who_would_be_late_is_refused() -> None:
     async def scenario() -> None:
         loop = Loop()
         await loop.come(3)
-        await loop.turn(0.2)
+        await loop.turn(0.4)
         assert loop.waited == [0.0]
         await loop.turn()
-        assert loop.waited == [0.0, 0.201]
-        await loop.turn(0.06)
-        assert loop.waited == [0.0, 0.201, None]
+        assert loop.waited == [0.0, 0.401]
+        await loop.turn(0.11)
+        assert loop.waited == [0.0, 0.401, None]
         assert loop.refused == 1
 
     asyncio.run(scenario())
