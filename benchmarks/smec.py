@@ -142,7 +142,7 @@ class Runs:
         found: dict[str, dict[int, Gains]] = {}
         for regime in REGIMES:
             for name, method in self.settings.methods.items():
-                if method.fits(regime):
+                if method.fits(regime) and self.settings.measures(method, self.subject.name):
                     label = name if regime == "supervised" or method.kind in UNTRAINED else name + UNSUPERVISED
                     found[label] = self._method(label, regime, method)
         return found | {FULL: _stacked([_gains(_Full(self.subject.train.dimension), self._final)])}

@@ -57,6 +57,7 @@ class BenchSettings(_Strict):
     grid: dict[Regime, dict[str, list[Any]]]
     own: dict[Kind, dict[str, list[Any]]] = {}
     methods: dict[str, Method]
+    taken_apart: list[str] | None = None
 
     @model_validator(mode="after")
     def _trainable(self) -> Self:
@@ -65,6 +66,10 @@ class BenchSettings(_Strict):
                 for choice in self.choices(regime, method):
                     self.of(method, choice)
         return self
+
+    def measures(self, method: Method, dataset: str) -> bool:
+        """Whether a method is fitted to a data set: SMEC's parts are where `taken_apart` names it, or is null."""
+        return not method.ablation or self.taken_apart is None or dataset in self.taken_apart
 
     @classmethod
     def load(cls, path: Path = CONFIG, *, quick: bool = False) -> BenchSettings:

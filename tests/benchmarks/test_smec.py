@@ -111,6 +111,15 @@ def test_the_choice_never_sees_the_test(settings: BenchSettings, tiny_work: Path
     assert all(np.array_equal(files[0][name], files[1][name]) for name in held_out)
 
 
+def test_parts_are_fitted_only_where_the_settings_say(settings: BenchSettings, tiny_work: Path, tmp_path: Path) -> None:
+    few = settings.model_copy(update={"seeds": [1], "taken_apart": ["another"]})
+    fitted = Runs(items(tiny_work, "ring", rows=20, cases=20), few, tmp_path, lambda _: None).all()
+    parts = {name for name, method in settings.methods.items() if method.ablation}
+    assert parts
+    assert not parts & fitted.keys()
+    assert {"mrl", "smec", "smec_unsupervised"} <= fitted.keys()
+
+
 def test_tables(report: Report, tmp_path: Path) -> None:
     report.save(tmp_path / "smec.json")
     lines = render("smec-ring", tmp_path).splitlines()
