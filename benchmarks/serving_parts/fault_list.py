@@ -129,7 +129,7 @@ async def _said(spawned: Spawned, word: str) -> None:
 
 
 async def _kill_redis(at: Ground) -> None:
-    at.on.redis.kill()
+    await asyncio.to_thread(at.on.redis.kill)  # it waits for the end, and the load goes on
 
 
 async def _start_redis(at: Ground) -> None:
