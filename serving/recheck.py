@@ -86,7 +86,8 @@ class SlateCheck:
         for item in indices:
             change = self._changed(item)
             if change is None:
-                row, live = table.get(item, _NOWHERE), item < self._count
+                row = table.get(item, _NOWHERE)
+                live = row is not _NOWHERE
             else:
                 row, live = Row(*(getattr(change, name) for name in Row._fields)), change.live
             eligible = live and look.takes(row)

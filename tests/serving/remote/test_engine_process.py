@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,16 @@ def eligible(rows: list[dict[str, Any]], request: EngineRequest) -> set[str]:
     }
 
 
-def faults(churn: Churn, request: EngineRequest, answer: EngineAnswer) -> list[str]:
-    """What is wrong with an answer; such a slate fits hardly any other request."""
+def faults(churn: Churn, request: EngineRequest, answer: EngineAnswer, until: int) -> list[str]:
+    """What is wrong with an answer that was there at a time; such a slate fits hardly any other request."""
     shown = [item.item_id for item in answer.items]
-    may = eligible(churn.rows[answer.bundle_version], request)
+    rows = churn.rows[answer.bundle_version]
+    may = eligible(rows, request)
+    lasting = may & eligible(rows, replace(request, time=until))  # what is gone while a request waits is not shown
     found = {
         "repeated": len(set(shown)) < len(shown),
         "ineligible": not set(shown) <= may,
-        "too few": len(shown) < min(request.n, len(may)),
+        "too few": len(shown) < min(request.n, len(lasting)),
         "too many": len(shown) > request.n,
         "another's history": answer.counts.history != len(request.history),
         "mixed versions": answer.catalog_version != f"{answer.bundle_version}.0",
@@ -166,6 +168,7 @@ class Crowd:
         self.clients = clients
         self.rng = rng
         self.asked: list[EngineRequest] = []
+        self.until: dict[int, int] = {}  # when a request was answered, by its place
         self.tasks: list[asyncio.Task[EngineAnswer]] = []
 
     async def send(self, count: int, gap: float) -> None:
@@ -173,10 +176,15 @@ class Crowd:
         for _ in range(count):
             self.asked.append(drawn(rng))
             client = self.clients[int(rng.integers(len(self.clients)))]
-            self.tasks.append(asyncio.create_task(client.recommend(self.asked[-1])))
+            self.tasks.append(asyncio.create_task(self._ask(client, len(self.asked) - 1)))
             await asyncio.sleep(float(rng.exponential(gap)))
             for task in rng.choice(np.array(self.tasks[-5:], dtype=object), size=int(rng.random() < 0.1)):
                 task.cancel()
+
+    async def _ask(self, client: SocketEngine, place: int) -> EngineAnswer:
+        answer = await client.recommend(self.asked[place])
+        self.until[place] = time.time_ns() // 1_000
+        return answer
 
     async def ended(self) -> list[EngineAnswer | BaseException]:
         async with asyncio.timeout(60):
@@ -219,9 +227,9 @@ def test_kills_and_swaps_leave_one_answer_or_one_error(start_engine: Start, chur
     kinds = dict.fromkeys((EngineAnswer, OverloadedError, UnavailableError, asyncio.CancelledError), 0)
     for outcome in ended:
         kinds[type(outcome)] += 1  # no other kind
-    pairs = list(zip(crowd.asked, ended, strict=True))
-    answered = [(request, outcome) for request, outcome in pairs if isinstance(outcome, EngineAnswer)]
-    assert [found for request, answer in answered if (found := faults(churn, request, answer))] == []
+    answered = [(place, outcome) for place, outcome in enumerate(ended) if isinstance(outcome, EngineAnswer)]
+    judged = [faults(churn, crowd.asked[place], answer, crowd.until[place]) for place, answer in answered]
+    assert [found for found in judged if found] == []
     assert {answer.bundle_version for _, answer in answered} == set(churn.rows)
     assert kinds[EngineAnswer] > len(ended) // 4
     lost = sum("went away" in str(outcome) or "be reached" in str(outcome) for outcome in ended)
