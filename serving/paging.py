@@ -89,25 +89,12 @@ def read_cursor(text: str) -> Page:
     if zlib.crc32(body).to_bytes(4, "little") != data[1:_HEAD]:
         raise _refused("the cursor is damaged", text)
     try:
-        page = _decoder.decode(body if form == _PLAIN else _inflated(body))
+        page = _decoder.decode(body if form == _PLAIN else zlib.decompressobj(_WINDOW).decompress(body, _MOST_BYTES))
     except (zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _refused("the cursor holds no page", text) from error
     if not (page.shown and page.number):
         raise _refused("the cursor holds no page", text)
     return page
-
-
-def _inflated(body: bytes) -> bytes:
-    """What was deflated.
-
-    Raises:
-        zlib.error: it is something else, or longer than a page.
-    """
-    unpacker = zlib.decompressobj(_WINDOW)
-    data = unpacker.decompress(body, _MOST_BYTES)
-    if not unpacker.eof:
-        raise zlib.error("longer than a page, or cut off")
-    return data
 
 
 def _refused(what: str, text: str) -> InputError:

@@ -94,6 +94,7 @@ def test_more_rows_than_are_kept_are_judged_alike(monkeypatch: pytest.MonkeyPatc
     assert [shown(check, asking(), *slate) for slate in slates] == [
         [False, True, False], [False, True], [True, False, True, False], [False, True],
     ]  # fmt: skip
+    assert [len(rows) for rows in check._known.values()] == [2]
 
 
 def test_what_fits_is_shown_with_its_title_in_the_order_of_the_slate() -> None:

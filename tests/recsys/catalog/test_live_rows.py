@@ -87,7 +87,16 @@ def test_ids_are_found_whatever_was_asked_before(asked: list[list[int]], at_hand
             found = live.lookup([f"i{n}" for n in numbers])
             assert found.dtype == np.dtype(np.int32)
             assert found.tolist() == [n if n < len(live) else -1 for n in numbers]
+            assert {"i0", "i1", "i2", "i3"} >= live._known.keys()
             live.add(ItemRow(f"i{len(live)}"))
+
+
+def test_no_more_ids_are_kept_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_rows, "_AT_HAND", 1)
+    live = LiveRows(Catalog.build(table([NOTHING] * 4)))
+    assert live.lookup(["i0", "i1"]).tolist() == [0, 1]
+    assert live.lookup(["i2", "i0"]).tolist() == [2, 0]
+    assert live._known == {"i2": 2}
 
 
 def test_masks_take_no_more_memory_than_they_may() -> None:
