@@ -90,9 +90,16 @@ class Replay:
         return Standing() if int(self._snapshot.lookup([item])[0]) >= 0 else None
 
     def wrong(self, answer: Judged) -> list[str]:
-        """Items of an answer that could not be shown at any time while it was asked for."""
-        found = ((item, self.at(item, answer.sequence)) for item in answer.items)
-        return [item for item, at in found if at is None or at.hidden(answer.first, answer.last)]
+        """Items of an answer that could not be shown at any time while it was asked for.
+
+        Neither by the catalogue that it names, nor by all that was acknowledged before it was asked for.
+        """
+        catalogues = {answer.sequence, max(answer.sequence, answer.known)}
+        return [item for item in answer.items if any(self._hides(item, at, answer) for at in catalogues)]
+
+    def _hides(self, item: str, sequence: int, answer: Judged) -> bool:
+        at = self.at(item, sequence)
+        return at is None or at.hidden(answer.first, answer.last)
 
 
 def _behind(before: Standing, change: Change) -> Standing:

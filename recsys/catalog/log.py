@@ -96,12 +96,14 @@ class CatalogLog:
                 remedy="give the log that the bundle's snapshot was taken from, or restore it",
             )
         reached = start
+        if start == end:
+            return
         try:
             for number, data in self._reader.read(start):
-                if number >= end:
-                    return
                 yield number, decode_change(data)
                 reached = number + 1
+                if reached == end:  # no further: the reader remembers where the last record that it gave ends
+                    return
         except InputError as error:
             raise DataError(error.message, field="catalog_sequence", value=start, remedy=error.remedy) from error
         if reached < end:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 
 from recsys.bundle.manifest import verify_once
+from recsys.catalog.log import CatalogLog
 from recsys.errors import UnavailableError
 from serving.ladder.memory import Memory
 from serving.stages import BundleRecommender
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from recsys.bundle.registry import Registry
-    from recsys.catalog.log import CatalogLog
     from serving.engine import EngineAnswer, EngineRequest, SlateItem
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Loaded:
         items = self.recommender.items
         with items.guard:
             items.try_to_follow()
-            if self.memory.version != items.version:
+            if self.memory.sequence < items.sequence:
                 self.memory.refresh(items)
 
     def answer(self, request: EngineRequest, kept: Sequence[SlateItem]) -> EngineAnswer:
@@ -76,7 +76,8 @@ def load_tables(registry: Registry, version: str, *, markers: Path, log: Catalog
     verify_once(bundle.path, files, markers)
     recommender = BundleRecommender(bundle, None, beam=1, log=log)
     recommender.items.follow()
-    return Loaded(recommender, Memory(bundle, recommender.everything, recommender.items))
+    memory = Memory(bundle, recommender.everything, recommender.items, CatalogLog(log.directory))
+    return Loaded(recommender, memory)
 
 
 class Fallback:

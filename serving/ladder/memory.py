@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from recsys.catalog.live_rows import ItemRow
+from recsys.errors import WindfireError
 from serving.engine import EngineAnswer, EngineCounts, SlateItem
 from serving.recheck import Look, Row
 from serving.schemas import ServedBy
@@ -14,10 +17,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from recsys.bundle.bundle import Bundle
+    from recsys.catalog.log import CatalogLog
     from serving.engine import EngineRequest
     from serving.live_items import LiveItems
 
 MOST: Final = 1_000
+_AT_ONCE: Final = 5_000  # records of the log that one answer waits for, some 12 ms
+_COLUMNS: Final = (*Row._fields, "text")
 
 
 class _Item(NamedTuple):
@@ -27,42 +33,83 @@ class _Item(NamedTuple):
     shown: SlateItem
 
 
+class _State(NamedTuple):
+    """The list as of a sequence number of the catalogue log; never changed, always replaced as a whole.
+
+    Attributes:
+        rows: by rank.
+        listed: the same for answers; None = it is gone, or out of stock.
+        sequence: all records before it are in.
+    """
+
+    rows: list[ItemRow]
+    listed: list[_Item | None]
+    sequence: int
+
+
 class Memory:
-    """Answers from a short list of rows that are made beforehand; reads no file and waits for no lock.
+    """Answers from a short list of rows that are made beforehand, and looks into the log for what became of them.
+
+    It waits for no lock. Of the log it reads what was appended since the last look, which is in the page cache; where
+    it cannot be read, what is known holds on.
 
     Args:
         bundle: opened; not held.
         ranking: item indices, best first; the first `MOST` are kept.
         items: the bundle's as they are now; read here and in `refresh` only.
+        log: of the catalogue, for this reader alone.
     """
 
-    def __init__(self, bundle: Bundle, ranking: npt.NDArray[np.int32], items: LiveItems) -> None:
+    def __init__(self, bundle: Bundle, ranking: npt.NDArray[np.int32], items: LiveItems, log: CatalogLog) -> None:
         self._indices = ranking[:MOST].tolist()
         self._cut = len(ranking) > MOST
         self._bundle = bundle.manifest.version
-        table = bundle.shown.take(ranking[:MOST]).select(Row._fields)
-        self._snapshot = [_item(rank, Row(**columns)) for rank, columns in enumerate(table.to_pylist())]
-        self.refresh(items)
+        self._log = log
+        table = bundle.shown.take(ranking[:MOST]).select(_COLUMNS).to_pylist()
+        self._snapshot = [ItemRow(**{**row, "category_path": tuple(row["category_path"] or ())}) for row in table]
+        self._rank = {row.item_id: rank for rank, row in enumerate(self._snapshot)}
+        self._now = self._of(items)
 
     @property
-    def version(self) -> str:
-        """Of the catalogue, as of the last refresh."""
-        return self._now[1]
+    def sequence(self) -> int:
+        """Of the catalogue log: all records before it are known."""
+        return self._now.sequence
 
     def refresh(self, items: LiveItems) -> None:
         """Take over what changed; the caller holds the items' guard."""
-        listed: list[_Item | None] = list(self._snapshot)
-        for rank, index in enumerate(self._indices):
-            if (row := items.rows.row(index)) is not None:
-                seen = Row(*(getattr(row, name) for name in Row._fields))
-                listed[rank] = _item(rank, seen) if row.live else None
-        # One object, which is replaced: an answer that is being made must not mix two catalogues.
-        self._now = [item for item in listed if item is not None], items.version
+        state = self._of(items)
+        if state.sequence > self._now.sequence:
+            self._now = state
+
+    def follow(self) -> None:
+        """Apply what the log holds by now, if it can be read; never raises for what it holds."""
+        with suppress(WindfireError, OSError):  # whoever follows the log for the tables says what is wrong with it
+            now, end = self._now, self._log.end
+            if end != now.sequence:
+                self._take(now, min(end, now.sequence + _AT_ONCE))
+
+    def _take(self, now: _State, end: int) -> None:
+        """Apply the records before `end`; what stands before a damaged one is applied all the same."""
+        rows, listed, sequence = list(now.rows), list(now.listed), now.sequence
+        try:
+            for number, change in self._log.read(now.sequence, end):
+                rank = self._rank.get(change.item_id)
+                if rank is not None:
+                    rows[rank] = rows[rank].after(change)
+                    listed[rank] = _item(rank, rows[rank])
+                sequence = number + 1
+        finally:
+            self._now = _State(rows, listed, sequence)
+
+    def _of(self, items: LiveItems) -> _State:
+        rows = [items.rows.row(index) or row for index, row in zip(self._indices, self._snapshot, strict=True)]
+        return _State(rows, [_item(rank, row) for rank, row in enumerate(rows)], items.sequence)
 
     def answer(self, request: EngineRequest) -> EngineAnswer:
-        """Those of the list that the request may be shown, as of the last refresh and the request's time."""
-        (listed, version), look = self._now, Look(request)
-        eligible = (item.shown for item in listed if look.takes(item.row))
+        """Those of the list that the request may be shown, by what the log holds now and the request's time."""
+        self.follow()
+        now, look = self._now, Look(request)  # one state: an answer that is being made must not mix two catalogues
+        eligible = (item.shown for item in now.listed if item is not None and look.takes(item.row))
         found = list(islice(eligible, request.n + 1))  # one more says whether there is a next page
         items = found[: request.n]
         return EngineAnswer(
@@ -70,12 +117,15 @@ class Memory:
             served_by=ServedBy.POPULAR_MEMORY,
             decoder=None,
             bundle_version=self._bundle,
-            catalog_version=version,
+            catalog_version=f"{self._bundle}.{now.sequence}",
             truncated=len(items) < request.n,
             counts=EngineCounts(len(request.history), 0, 0, 0),
             more=len(found) > request.n or look.passed_over > 0 or self._cut,  # nobody looks behind a cut list
         )
 
 
-def _item(rank: int, row: Row) -> _Item:
-    return _Item(row, SlateItem(row.item_id, 1.0 / (1 + rank), ServedBy.POPULAR_MEMORY, row.title))
+def _item(rank: int, row: ItemRow) -> _Item | None:
+    if not row.live:
+        return None
+    shown = SlateItem(row.item_id, 1.0 / (1 + rank), ServedBy.POPULAR_MEMORY, row.title)
+    return _Item(Row(*(getattr(row, name) for name in Row._fields)), shown)

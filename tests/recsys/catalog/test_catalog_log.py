@@ -110,6 +110,19 @@ def test_other_records_are_looked_at_too(change: Change, tmp_path: Path) -> None
     assert append(log, Delete(item_id="b", time=0)) == range(1)
 
 
+def test_a_reader_that_goes_on_does_not_begin_anew(tmp_path: Path) -> None:
+    log = CatalogLog(tmp_path / "log")
+    append(log, *deletions(0, 10))
+    assert [change for _, change in log.read(0, 4)] == deletions(0, 4)
+    segment = segment_path(log.directory, 0)
+    data = bytearray(segment.read_bytes())
+    data[0] ^= 1  # where it was, and where nobody need look again
+    segment.write_bytes(data)
+    assert (list(log.read(4, 4)), read(log, 4)) == ([], deletions(4, 6))
+    with pytest.raises(CorruptionError):
+        read(log)
+
+
 def test_readers_follow_several_writers(tmp_path: Path) -> None:
     one, two = (CatalogLog(tmp_path / "log", segment_bytes=200) for _ in range(2))
     assert (one.end, read(one)) == (0, [])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,80 @@ def test_what_happened_to_items_is_known_to_every_tier(tables: Loaded, log: Cata
     memory = tables.memory.answer(asked(KNOWN))
     assert not {"item-20", "item-21", "item-22", *KNOWN} & set(shown(memory))
     assert (memory.served_by, memory.catalog_version) == ("popular_memory", answer.catalog_version)
+
+
+LISTED = st.sampled_from([*ITEMS[10:16], "not-listed"])
+CHANGES = st.lists(
+    st.one_of(
+        st.builds(Delete, item_id=LISTED, time=st.just(1)),
+        st.builds(Stock, item_id=LISTED, time=st.just(1), stock=st.integers(0, 1)),
+        st.builds(Expire, item_id=LISTED, time=st.just(1), until=st.sampled_from([NOW - 1, NOW, NOW + 1])),
+        st.builds(
+            Upsert, item_id=LISTED.filter(ITEMS.__contains__), time=st.just(1), title=st.just("again"),
+            brand=st.sampled_from([None, "Brand 1"]),
+        ),
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@given(goes=st.lists(st.tuples(CHANGES, st.booleans()), max_size=4))
+def test_the_memory_follows_the_log_as_the_tables_do(
+    tmp_path_factory: pytest.TempPathFactory, served_registry: Registry, goes: list[tuple[list[Change], bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("followed")
+    log = CatalogLog(folder / "catalog_log", flush=lambda _: None)
+    tables = load(served_registry, folder, log)
+    request = asked(conditions=CatalogFilter(brands=("Brand 1",)))
+    passing: dict[bool, Callable[[], None]] = {True: tables.follow, False: lambda: None}
+    for changes, followed in goes:
+        append(log, *changes)
+        passing[followed]()
+        for each in (asked(), request):
+            answer, fresh = tables.memory.answer(each), load(served_registry, folder, log)
+            assert (answer.items, answer.catalog_version) == (
+                fresh.memory.answer(each).items,
+                f"{answer.bundle_version}.{log.end}",
+            )
+            assert set(shown(answer)) == set(shown(fresh.answer(each, ())))
+
+
+def test_what_cannot_be_read_of_the_log_takes_nothing_from_the_memory(tables: Loaded, log: CatalogLog) -> None:
+    every = shown(tables.memory.answer(asked()))
+    append(log, *(Delete(item_id=item, time=1) for item in every[:3]))
+    (segment,) = log.directory.glob("*.log")
+    data = bytearray(segment.read_bytes())
+    data[-1] ^= 1  # of the third record
+    append(log, Delete(item_id=every[3], time=1))
+    written = segment.read_bytes()
+    segment.write_bytes(bytes(data) + written[len(data) :])
+    for _ in range(2):
+        answer = tables.memory.answer(asked())
+        assert (shown(answer), answer.catalog_version[-2:]) == (every[2:], ".2")
+    segment.write_bytes(written)
+    assert shown(tables.memory.answer(asked())) == every[4:]
+    segment.unlink()
+    (log.directory / "end").unlink()
+    assert shown(tables.memory.answer(asked())) == every[4:]
+
+
+def test_a_refresh_that_comes_late_sets_nothing_back(tables: Loaded, log: CatalogLog) -> None:
+    every = shown(tables.memory.answer(asked()))
+    append(log, Delete(item_id=every[0], time=1))
+    assert shown(tables.memory.answer(asked())) == every[1:]
+    tables.memory.refresh(tables.recommender.items)  # which have not followed
+    assert tables.memory.sequence == 1
+    shutil.rmtree(log.directory)
+    assert shown(tables.memory.answer(asked())) == every[1:]
+
+
+def test_one_answer_waits_for_a_part_of_a_long_log(
+    tables: Loaded, log: CatalogLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.ladder.memory._AT_ONCE", 2)
+    every = shown(tables.memory.answer(asked()))
+    append(log, *(Delete(item_id=item, time=1) for item in every[:3]))
+    assert [shown(tables.memory.answer(asked())) for _ in range(3)] == [every[2:], every[3:], every[3:]]
 
 
 def test_a_start_behind_the_log_knows_it_at_once(served_registry: Registry, tmp_path: Path, log: CatalogLog) -> None:
