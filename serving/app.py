@@ -92,6 +92,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, values: Work
         summary="Generative recommendation over HTTP.",
         lifespan=lifespan,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # serving.tracing and serving.metrics know more
     )
     app.include_router(router)
     app.include_router(item_router)

@@ -20,6 +20,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from serving.departure import DEPARTURE, Departure
+
 if TYPE_CHECKING:
     import socket
 
@@ -50,6 +52,7 @@ class DrainingProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._begun = False
+        self._departure = Departure()
 
     @property
     def idle(self) -> bool:
@@ -61,6 +64,7 @@ class DrainingProtocol(HttpToolsProtocol):
         """The first byte of a request has come."""
         self._begun = True
         super().on_message_begin()
+        self.scope[DEPARTURE] = self._departure  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
 
     def on_headers_complete(self) -> None:
         """A request is handed to the application; while the server ends, it is this connection's last one."""
@@ -77,6 +81,7 @@ class DrainingProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         super().connection_lost(exc)
+        self._departure.tell()
         if not self.connections and isinstance(self.server_state, _State):
             self.server_state.changed.set()
 

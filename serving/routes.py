@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import structlog
@@ -17,6 +16,7 @@ from feature_store.standard import recent_items
 from recsys.catalog import CatalogFilter
 from recsys.errors import UnavailableError
 from recsys.event_log import Exposure
+from serving.departure import departure_of
 from serving.engine import EngineRequest, Refusal, Seek
 from serving.errors import (
     MALFORMED,
@@ -151,15 +151,14 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
     Raises:
         ClientDisconnect: it has gone.
     """
-    left, serving = False, asyncio.current_task()
+    left, serving, departure = False, asyncio.current_task(), departure_of(request)
 
-    def leave(_: asyncio.Future[Any]) -> None:
+    def leave() -> None:
         nonlocal left
         if serving is not None:
             left = serving.cancel()
 
-    gone = asyncio.ensure_future(request.receive())  # the body is read: the only message left is the disconnect
-    gone.add_done_callback(leave)
+    departure.watch(leave)
     try:
         return await answering
     except asyncio.CancelledError:
@@ -167,8 +166,7 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
             raise ClientDisconnect from None
         raise
     finally:
-        gone.remove_done_callback(leave)
-        gone.cancel()
+        departure.unwatch(leave)
 
 
 async def _found(
@@ -344,21 +342,27 @@ def _exposure(
 @timed(EXPOSURE)
 async def _expose(services: Services, exposure: Exposure) -> None:
     """Queue the exposure; where the settings ask for it, wait until it is on the disk."""
+    sync, written = services.settings.exposure_sync, None
     try:
-        written = services.exposures.submit(exposure)
+        if sync:
+            written = services.exposures.submit(exposure)
+        else:
+            services.exposures.post(exposure)
     except UnavailableError:
         services.metrics.exposures_dropped.inc()
-        if services.settings.exposure_sync:
+        if sync:
             raise
-        return
-    if services.settings.exposure_sync:
+    if written is not None:
         await asyncio.wrap_future(written)
 
 
 def _count(services: Services, answer: EngineAnswer, request_id: str) -> None:
     metrics = services.metrics
     metrics.unknown_items.inc(answer.counts.history_unknown)
-    for source, count in Counter([item.source for item in answer.items]).items():
+    shown: dict[str, int] = {}  # a `Counter` takes several times as long to count 20
+    for item in answer.items:
+        shown[item.source] = shown.get(item.source, 0) + 1
+    for source, count in shown.items():
         metrics.items.labels(source).inc(count)
     if answer.ineligible:
         metrics.ineligible.inc(answer.ineligible)

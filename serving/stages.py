@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from recsys.bundle.bundle import ALL_SCENES
+from recsys.catalog.live_rows import NO_ITEMS
 from serving.arranging import arranged, opened
 from serving.engine import EngineAnswer, EngineCounts, EngineRequest, EngineVersions, SlateItem
 from serving.live_items import LiveItems, Shared
@@ -147,13 +148,10 @@ class BundleRecommender:
 
     def _plan(self, request: EngineRequest) -> _Plan:
         rows = self.items.rows
-        found = rows.lookup(request.history)
-        known = found[found >= 0]
-        denied = rows.lookup(request.deny)
-        shown = rows.lookup(request.shown)
-        excluded = [denied[denied >= 0], shown[shown >= 0], *([known] if request.exclude_seen else [])]
+        known, denied, shown = (rows.found(ids) for ids in (request.history, request.deny, request.shown))
+        excluded = _joined(denied, shown, known if request.exclude_seen else NO_ITEMS)
         shared = self.items.shared(request.conditions, request.time)
-        unknown = int((denied < 0).sum())
+        unknown = len(request.deny) - len(denied)
         if request.allow is not None:
             allowed = rows.lookup(request.allow)
             only = np.zeros(len(rows), dtype=np.bool_)
@@ -161,12 +159,12 @@ class BundleRecommender:
             shared = Shared(only if shared.items is None else shared.items & only, whole=False)
             unknown += int((allowed < 0).sum())
         counts = EngineCounts(
-            history=len(found),
-            history_unknown=len(found) - len(known),
+            history=len(request.history),
+            history_unknown=len(request.history) - len(known),
             history_cut=max(0, len(known) - MAX_HISTORY),
             filter_unknown=unknown,
         )
-        slate = opened(request, shared.items, np.concatenate(excluded), self.items)
+        slate = opened(request, shared.items, excluded, self.items)
         return _Plan(request, self.items.readable(known[-MAX_HISTORY:]), shared, slate, counts)
 
     def _decode(self, decoder: Decoder, group: list[_Plan]) -> list[Ranked]:
@@ -265,6 +263,12 @@ class BundleRecommender:
 def _asked(request: EngineRequest) -> int:
     """How many candidates the decoder is asked for."""
     return request.layout.candidates(request.n)
+
+
+def _joined(*parts: Items) -> Items:
+    """(m,) of all parts; most requests have one that is not empty."""
+    full = [part for part in parts if len(part)]
+    return np.concatenate(full) if len(full) > 1 else full[0] if full else NO_ITEMS
 
 
 def _add_ranking(slate: Slate, ranking: Items, source: str, *, behind: int = 0) -> None:

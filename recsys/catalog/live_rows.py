@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Bools = npt.NDArray[np.bool_]
 
+NO_ITEMS: Final[npt.NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _LOWEST: Final = np.iinfo(np.int64).min
 _HIGHEST: Final = np.iinfo(np.int64).max
 _AT_HAND: Final = 50_000  # ids whose index is kept in a dictionary, some 7 MB
@@ -155,6 +156,13 @@ class LiveRows:
                     known[ids[place]] = item
                 items[place] = item if item >= 0 else added.get(ids[place], -1)
         return np.array(items, dtype=np.int32)
+
+    def found(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """(m,) the item indices of those of n ids that were ever given, in their order."""
+        if not ids:
+            return NO_ITEMS
+        items = self.lookup(ids)
+        return items[items >= 0]
 
     def ids(self, items: Iterable[int]) -> list[str]:
         """The ids of item indices."""

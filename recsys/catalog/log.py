@@ -51,6 +51,7 @@ class CatalogLog:
         patience: float = 5.0,
     ) -> None:
         self.directory = directory
+        self._end = str(directory / "end")
         self._segment_bytes, self._flush, self._patience = segment_bytes, flush, patience
         self._reader = SegmentReader(directory)
         self._failed = False
@@ -59,7 +60,7 @@ class CatalogLog:
     def end(self) -> int:
         """Sequence number that follows the newest acknowledged record; 0 where nothing was written yet."""
         try:
-            file = os.open(self.directory / "end", os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self._end, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return 0
         try:
@@ -173,7 +174,7 @@ class CatalogLog:
         )
 
     def _publish(self, end: int) -> None:
-        file = os.open(self.directory / "end", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(self._end, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.pwrite(file, _END.pack(end), 0)
         finally:

@@ -32,7 +32,7 @@ class GroupWriter(Generic[T, R]):
         self._write = write
         self._limit = limit
         self._linger = linger
-        self._waiting: list[tuple[T, Future[R]]] = []
+        self._waiting: list[tuple[T, Future[R] | None]] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -48,6 +48,18 @@ class GroupWriter(Generic[T, R]):
         """
         future: Future[R] = Future()
         future.set_running_or_notify_cancel()
+        self._queue(element, future)
+        return future
+
+    def post(self, element: T) -> None:
+        """Queue an element of which nobody waits to hear; `write` itself says what it could not do.
+
+        Raises:
+            UnavailableError: see `submit`.
+        """
+        self._queue(element, None)
+
+    def _queue(self, element: T, future: Future[R] | None) -> None:
         with self._changed:
             if self._closing:
                 raise UnavailableError("the log is closed")
@@ -57,8 +69,8 @@ class GroupWriter(Generic[T, R]):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-            self._changed.notify()
-        return future
+            if len(self._waiting) == 1:  # whoever lingers need not be woken by everything that comes
+                self._changed.notify()
 
     def close(self) -> None:
         """Write what waits, then end the thread."""
@@ -74,12 +86,14 @@ class GroupWriter(Generic[T, R]):
                 results = self._write([element for element, _ in group])
             except Exception as error:  # noqa: BLE001 - raised again where each element's caller waits
                 for _, future in group:
-                    future.set_exception(error)
+                    if future is not None:
+                        future.set_exception(error)
             else:
                 for (_, future), result in zip(group, results, strict=True):
-                    future.set_result(result)
+                    if future is not None:
+                        future.set_result(result)
 
-    def _next_group(self) -> list[tuple[T, Future[R]]]:
+    def _next_group(self) -> list[tuple[T, Future[R] | None]]:
         """What waits; empty only when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)

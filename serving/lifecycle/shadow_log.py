@@ -90,7 +90,7 @@ class ShadowLog:
         Raises:
             UnavailableError: the disk does not keep up.
         """
-        self._writer.submit(record)
+        self._writer.post(record)
 
     def close(self) -> None:
         """Write what waits."""

@@ -85,7 +85,9 @@ def test_ids_are_found_whatever_was_asked_before(asked: list[list[int]], at_hand
         live = LiveRows(Catalog.build(table([NOTHING] * 4)))
         for numbers in asked:
             found = live.lookup([f"i{n}" for n in numbers])
-            assert found.dtype == np.dtype(np.int32)
+            kept = live.found([f"i{n}" for n in numbers])
+            assert found.dtype == kept.dtype == np.dtype(np.int32)
+            assert kept.tolist() == [n for n in numbers if n < len(live)]
             assert found.tolist() == [n if n < len(live) else -1 for n in numbers]
             assert {"i0", "i1", "i2", "i3"} >= live._known.keys()
             live.add(ItemRow(f"i{len(live)}"))

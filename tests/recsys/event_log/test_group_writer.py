@@ -27,6 +27,16 @@ class Disk:
         return [10 * element for element in group]
 
 
+class Counted(threading.Condition):
+    """Counts how often somebody is woken."""
+
+    woken = 0
+
+    def notify(self, n: int = 1) -> None:
+        self.woken += 1
+        super().notify(n)
+
+
 def writer(write: Callable[[list[int]], list[int]], *, limit: int = 100, linger: float = 0.0) -> GroupWriter[int, int]:
     return GroupWriter("test", write, limit=limit, linger=linger)
 
@@ -53,6 +63,38 @@ def test_lingering_gathers_and_closing_does_not_wait_for_it() -> None:
     assert time.monotonic() - started < 10
     assert [future.result(0) for future in futures] == [0, 10, 20]
     assert disk.groups == [[0, 1, 2]]
+
+
+def test_what_is_posted_is_written_with_what_is_submitted() -> None:
+    disk = Disk()
+    group = writer(disk.write, limit=3)
+    group.post(0)
+    assert disk.entered.wait(10)
+    group.post(13)
+    asked = group.submit(2)
+    group.post(3)
+    with pytest.raises(UnavailableError, match="cannot keep up"):
+        group.post(4)
+    disk.gate.set()
+    with pytest.raises(OSError, match="disk full"):
+        asked.result(10)
+    assert group.submit(5).result(10) == 50
+    group.close()
+    assert disk.groups == [[0], [13, 2, 3], [5]]
+    with pytest.raises(UnavailableError, match="closed"):
+        group.post(6)
+
+
+def test_nobody_is_woken_who_lingers_already() -> None:
+    disk = Disk()
+    disk.gate.set()
+    group = writer(disk.write, linger=60.0)
+    group._changed = condition = Counted()
+    for number in range(100):
+        group.post(number)
+    assert condition.woken == 1
+    group.close()
+    assert disk.groups == [list(range(100))]
 
 
 def test_a_failure_reaches_its_group_only() -> None:
