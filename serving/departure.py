@@ -1,7 +1,7 @@
 """Whether the client of a request is still there.
 
-ASGI has a message for it, for which a task of its own must wait beside every request. The connection knows it anyhow:
-ours says it to whoever watches. Under another server the task waits.
+ASGI has a message for it, for which a task of its own must wait beside every request. Our connections say it to the
+request that they serve. Under another server the task waits.
 """
 
 from __future__ import annotations
@@ -18,40 +18,37 @@ DEPARTURE: Final = "windfire.departure"  # in the ASGI scope
 
 
 class WatchesClient(Protocol):
-    """Tells when a client goes away."""
+    """Tells one request when its client goes away."""
 
-    def watch(self, call: Callable[[], None]) -> None:
-        """Have something called when it goes; at once where it has gone."""
+    def watch(self, call: Callable[[], None]) -> bool:
+        """Have something called when it goes; False: it has gone already, and nothing will be called."""
 
-    def unwatch(self, call: Callable[[], None]) -> None:
+    def unwatch(self) -> None:
         """Have it called no more."""
 
 
 class Departure:
-    """Of the client of one connection. Single-threaded."""
+    """Of the client of one connection, which serves one request after the other. Single-threaded."""
 
-    __slots__ = ("_calls", "_gone")
+    __slots__ = ("_call", "_gone")
 
     def __init__(self) -> None:
-        self._calls: dict[Callable[[], None], None] = {}  # more than one where requests are pipelined
+        self._call: Callable[[], None] | None = None
         self._gone = False
 
-    def watch(self, call: Callable[[], None]) -> None:
+    def watch(self, call: Callable[[], None]) -> bool:
         """See `WatchesClient`."""
-        if self._gone:
-            call()
-        else:
-            self._calls[call] = None
+        self._call = None if self._gone else call
+        return not self._gone
 
-    def unwatch(self, call: Callable[[], None]) -> None:
+    def unwatch(self) -> None:
         """See `WatchesClient`."""
-        self._calls.pop(call, None)
+        self._call = None
 
     def tell(self) -> None:
         """The connection is lost."""
-        self._gone, calls = True, self._calls
-        self._calls = {}
-        for call in calls:
+        self._gone, call, self._call = True, self._call, None
+        if call is not None:
             call()
 
 
@@ -62,11 +59,12 @@ class _Asked:
         self._request = request
         self._waiting: asyncio.Future[Any] | None = None
 
-    def watch(self, call: Callable[[], None]) -> None:
+    def watch(self, call: Callable[[], None]) -> bool:
         self._waiting = asyncio.ensure_future(self._request.receive())
         self._waiting.add_done_callback(lambda waiting: None if waiting.cancelled() else call())
+        return True
 
-    def unwatch(self, _: Callable[[], None]) -> None:
+    def unwatch(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
 

@@ -78,6 +78,12 @@ class DrainingProtocol(HttpToolsProtocol):
         if ending and self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
+    def on_message_complete(self) -> None:
+        """The body is there. A long one has stopped the reading, without which nobody hears the client hang up."""
+        super().on_message_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         super().connection_lost(exc)

@@ -158,7 +158,9 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
         if serving is not None:
             left = serving.cancel()
 
-    departure.watch(leave)
+    if not departure.watch(leave):
+        answering.close()
+        raise ClientDisconnect
     try:
         return await answering
     except asyncio.CancelledError:
@@ -166,7 +168,7 @@ async def _unless_gone(request: Request, answering: Coroutine[Any, Any, EngineAn
             raise ClientDisconnect from None
         raise
     finally:
-        departure.unwatch(leave)
+        departure.unwatch()
 
 
 async def _found(

@@ -66,11 +66,12 @@ class Services:
         versions, keeper = self.engine.versions, self.keeper
         refused, trouble = (keeper.refused, keeper.trouble) if keeper else (None, None)
         reasons = ["draining"] if self.draining else []
+        warnings = [f"bundle_refused: {refused}"] if refused and versions else []
         if trouble:
-            reasons.append(trouble)
+            spared = self.settings.ready_without_engine and self.ladder.has_tables
+            (warnings if spared else reasons).append(trouble)
         elif versions is None:
             reasons.append(f"bundle_refused: {refused}" if refused else "no_bundle: the registry is empty")
-        warnings = [f"bundle_refused: {refused}"] if refused and versions else []
         if self.event_log.records.failed:
             warnings.append("event_log_failed: events are refused until a restart; look for errors of the disk")
         if self.histories.behind:

@@ -173,6 +173,7 @@ class Settings(BaseSettings):
     event_retention: DurationOrNone = None
     exposure_retention: DurationOrNone = None
     keep_alive: Duration = timedelta(seconds=5)
+    ready_without_engine: bool = False
     drain_delay: DurationOrZero = timedelta(0)
     drain_timeout: Duration = timedelta(seconds=10)
     worker_silence: Duration = timedelta(seconds=30)

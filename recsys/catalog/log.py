@@ -79,7 +79,7 @@ class CatalogLog:
         """Read acknowledged records.
 
         Args:
-            start: sequence number of the first.
+            start: sequence number of the first; of no records, where it is `end`, the log is not looked at.
             end: that follows the last; at most `self.end`.
 
         Yields:

@@ -32,8 +32,8 @@ def segment_path(directory: Path, first: int) -> Path:
 
 
 def segment_files(directory: Path) -> list[tuple[int, Path]]:
-    """The segments of a log as (number of the first record, path), rising."""
-    return sorted((int(path.stem), path) for path in directory.glob(f"*{SUFFIX}"))
+    """The segments of a log as (number of the first record, path), rising; files of other names are none."""
+    return sorted((int(path.stem), path) for path in directory.glob(f"*{SUFFIX}") if path.stem.isdecimal())
 
 
 def frame(payload: bytes) -> bytes:

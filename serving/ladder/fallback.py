@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _READ: Final = ("catalog/", "items.parquet", "popularity/", "item_to_item/")  # files of a bundle that are read
+_FEW: Final = 1_000  # records that the memory reads itself, in the event loop: it goes on where it stopped reading
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -50,7 +51,8 @@ class Loaded:
         items = self.recommender.items
         with items.guard:
             items.try_to_follow()
-            if self.memory.sequence < items.sequence:
+            few = 0 if self.memory.trouble else _FEW
+            if self.memory.sequence + few < items.sequence:
                 self.memory.refresh(items)
 
     def answer(self, request: EngineRequest, kept: Sequence[SlateItem]) -> EngineAnswer:

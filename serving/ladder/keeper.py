@@ -53,6 +53,7 @@ class FallbackKeeper:
                 self._tried = None
             elif loaded is not None:
                 await self._fallback.in_thread(loaded.follow)
+                loaded.memory.follow()  # so that its next answer has little to read
         except Exception as error:  # noqa: BLE001 - whatever a bundle holds, the one before answers on
             _log.warning("tables_refused", error=str(error))
             await self._load_earlier()

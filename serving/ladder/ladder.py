@@ -124,6 +124,11 @@ class Ladder:
         """Seconds of one turn of the event loop."""
         return 0.0 if self._door is None else self._door.turn
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether recommendations can be answered while the engine is away."""
+        return self._fallback.loaded is not None
+
     async def recommend(
         self,
         request: EngineRequest,
@@ -205,7 +210,7 @@ class Ladder:
     async def _answered(
         self, request: EngineRequest, deadline: Deadline, user_id: str | None, history_missing: str | None
     ) -> EngineAnswer:
-        cache, below, fingerprint = self.cache, self._fallback.loaded is not None, None
+        cache, below, fingerprint = self.cache, self.has_tables, None
         versions = self._engine.versions
         arms = self._assignment.arms(versions, request.unit)
         if user_id is not None and below:
@@ -267,7 +272,7 @@ class Ladder:
 
     async def _asked(self, request: EngineRequest) -> EngineAnswer | Unanswered:
         """The engine's answer, if it may be asked and gives one in time."""
-        if self._fallback.loaded is not None and self._engine.versions is None:
+        if self.has_tables and self._engine.versions is None:
             return Unanswered("not_loaded", UnavailableError("no bundle is loaded, or the engine cannot be reached"))
         began = self._clock()
         left = (request.deadline or 0.0) - began

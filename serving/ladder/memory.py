@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import threading
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import structlog
+
 from recsys.catalog.live_rows import ItemRow
-from recsys.errors import WindfireError
 from serving.engine import EngineAnswer, EngineCounts, SlateItem
 from serving.recheck import Look, Row
 from serving.schemas import ServedBy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MOST: Final = 1_000
 _AT_ONCE: Final = 5_000  # records of the log that one answer waits for, some 12 ms
 _COLUMNS: Final = (*Row._fields, "text")
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class _Item(NamedTuple):
@@ -50,14 +52,17 @@ class _State(NamedTuple):
 class Memory:
     """Answers from a short list of rows that are made beforehand, and looks into the log for what became of them.
 
-    It waits for no lock. Of the log it reads what was appended since the last look, which is in the page cache; where
-    it cannot be read, what is known holds on.
+    It waits for no lock that is held while anybody works. Of the log it reads what was appended since the last look,
+    which is in the page cache; where it cannot be read, what is known holds on.
 
     Args:
         bundle: opened; not held.
         ranking: item indices, best first; the first `MOST` are kept.
         items: the bundle's as they are now; read here and in `refresh` only.
         log: of the catalogue, for this reader alone.
+
+    Attributes:
+        trouble: why the last look into the log failed; empty where it did not.
     """
 
     def __init__(self, bundle: Bundle, ranking: npt.NDArray[np.int32], items: LiveItems, log: CatalogLog) -> None:
@@ -68,7 +73,9 @@ class Memory:
         table = bundle.shown.take(ranking[:MOST]).select(_COLUMNS).to_pylist()
         self._snapshot = [ItemRow(**{**row, "category_path": tuple(row["category_path"] or ())}) for row in table]
         self._rank = {row.item_id: rank for rank, row in enumerate(self._snapshot)}
+        self._newer = threading.Lock()
         self._now = self._of(items)
+        self.trouble = ""
 
     @property
     def sequence(self) -> int:
@@ -76,30 +83,42 @@ class Memory:
         return self._now.sequence
 
     def refresh(self, items: LiveItems) -> None:
-        """Take over what changed; the caller holds the items' guard."""
-        state = self._of(items)
-        if state.sequence > self._now.sequence:
-            self._now = state
+        """Take over what changed, in any thread; the caller holds the items' guard."""
+        self._advance(self._of(items))
 
     def follow(self) -> None:
-        """Apply what the log holds by now, if it can be read; never raises for what it holds."""
-        with suppress(WindfireError, OSError):  # whoever follows the log for the tables says what is wrong with it
+        """Apply what the log holds by now, if it can be read; on the event loop only. Never raises."""
+        try:
             now, end = self._now, self._log.end
             if end != now.sequence:
                 self._take(now, min(end, now.sequence + _AT_ONCE))
+        except Exception as error:  # noqa: BLE001 - whatever the log holds, what is known answers on
+            if str(error) != self.trouble:
+                _log.warning("memory_not_followed", error=str(error))
+            self.trouble = str(error) or type(error).__name__
+        else:
+            self.trouble = ""
 
     def _take(self, now: _State, end: int) -> None:
         """Apply the records before `end`; what stands before a damaged one is applied all the same."""
-        rows, listed, sequence = list(now.rows), list(now.listed), now.sequence
+        rows, touched, sequence = list(now.rows), set(), now.sequence
         try:
             for number, change in self._log.read(now.sequence, end):
                 rank = self._rank.get(change.item_id)
                 if rank is not None:
                     rows[rank] = rows[rank].after(change)
-                    listed[rank] = _item(rank, rows[rank])
+                    touched.add(rank)
                 sequence = number + 1
         finally:
-            self._now = _State(rows, listed, sequence)
+            listed = list(now.listed)
+            for rank in touched:
+                listed[rank] = _item(rank, rows[rank])
+            self._advance(_State(rows, listed, sequence))
+
+    def _advance(self, state: _State) -> None:
+        with self._newer:  # the tables' thread may have come further meanwhile
+            if state.sequence > self._now.sequence:
+                self._now = state
 
     def _of(self, items: LiveItems) -> _State:
         rows = [items.rows.row(index) or row for index, row in zip(self._indices, self._snapshot, strict=True)]

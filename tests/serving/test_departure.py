@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
 
 from serving.app import create_app
-from serving.departure import Departure
+from serving.departure import DEPARTURE, Departure
 from serving.engine import EngineAnswer, EngineRequest, EngineVersions
+from serving.routes import _unless_gone
 from serving.runner import uvicorn_config
 from serving.settings import Settings
 
@@ -98,25 +101,99 @@ def test_a_client_that_stays_is_not_given_up_for_another(address: tuple[str, int
         assert engine.given_up == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from(["watch", "unwatch", "tell"]), st.integers(0, 3)), max_size=12))
-def test_each_watcher_is_told_once_and_nobody_who_has_left(steps: list[tuple[str, int]]) -> None:
+@pytest.mark.parametrize("size", [2, 60_000, 100_000, 300_000])
+def test_a_long_body_hides_nobody_who_hangs_up(address: tuple[str, int], engine: PatientEngine, size: int) -> None:
+    """Over 64 KiB uvicorn stops reading, and a transport that does not read sees no end."""
+    head, body = ASK.replace(b"Length: 2", b"Length: %d" % size)[:-2], b"{" + b" " * (size - 2) + b"}"
+    with contextlib.closing(socket.create_connection(address, timeout=PATIENT)) as connection:
+        connection.sendall(head)
+        time.sleep(0.05)  # the body comes as a whole, behind its head
+        connection.sendall(body)
+        until(partial(engine.counts, 1, 0))
+        time.sleep(0.02)
+    until(partial(engine.counts, 1, 1))
+
+
+class Watching:
+    """A request of a connection, served by what the route does around its engine."""
+
+    def __init__(self) -> None:
+        self.departure = Departure()
+        self.request = Request({"type": "http", DEPARTURE: self.departure})
+
+    async def end(self, *happens: str) -> str:
+        """How it ends when this happens to it in one turn of the loop."""
+        task = asyncio.create_task(_unless_gone(self.request, self.never()))
+        await asyncio.sleep(0)
+        does: dict[str, Callable[[], object]] = {"client": self.departure.tell, "server": task.cancel}
+        for each in happens:
+            does[each]()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        return type(ended).__name__
+
+    async def never(self) -> EngineAnswer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def quick(self) -> Any:
+        await asyncio.sleep(0)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("happens", "ends"),
+    [
+        (["client"], "ClientDisconnect"),
+        (["server"], "CancelledError"),
+        (["client", "server"], "CancelledError"),
+        (["server", "client"], "CancelledError"),
+    ],
+)
+def test_who_ends_a_request_is_known(happens: list[str], ends: str) -> None:
+    assert asyncio.run(Watching().end(*happens)) == ends
+
+
+def test_a_connection_keeps_nothing_of_the_requests_it_has_served() -> None:
+    async def serve() -> None:
+        served = Watching()
+        for _ in range(3):
+            answer: Any = await _unless_gone(served.request, served.quick())
+            assert answer is served
+            assert served.departure._call is None
+
+    asyncio.run(serve())
+
+
+def test_nothing_is_asked_for_a_client_that_went_away_before() -> None:
+    async def serve() -> int:
+        served = Watching()
+        asked: Any = served_never()
+        served.departure.tell()
+        with pytest.raises(ClientDisconnect):
+            await _unless_gone(served.request, asked)
+        task = asyncio.current_task()
+        assert asked.cr_frame is None, "closed, so that nobody is told that it was never awaited"
+        return -1 if task is None else task.cancelling()
+
+    async def served_never() -> EngineAnswer:
+        raise AssertionError
+
+    assert asyncio.run(serve()) == 0
+
+
+@given(st.lists(st.sampled_from(["watch", "unwatch", "tell"]), max_size=8))
+def test_whoever_watches_is_told_once(steps: list[str]) -> None:
     told: list[int] = []
-    calls = [partial(told.append, n) for n in range(4)]
-    departure, gone = Departure(), False
-    watching: list[int] = []
-    expected: list[int] = []
-    for step, number in steps:
-        does: dict[str, Callable[[Callable[[], None]], None]] = {
-            "watch": departure.watch,
+    departure, watching, gone, expected = Departure(), False, False, 0
+    for step in steps:
+        does: dict[str, Callable[[], object]] = {
+            "watch": partial(departure.watch, partial(told.append, 1)),
             "unwatch": departure.unwatch,
-            "tell": lambda _: departure.tell(),
+            "tell": departure.tell,
         }
-        does[step](calls[number])
-        now = {"watch": [number], "unwatch": [], "tell": []}[step]
-        expected += now if gone else []
-        watching = [each for each in watching if (step, each) != ("unwatch", number)]
-        watching += [each for each in now if not gone and each not in watching]
+        said = does[step]()
+        assert said == {"watch": not gone, "unwatch": None, "tell": None}[step]
+        expected += watching and step == "tell"
         gone = gone or step == "tell"
-        expected += watching if gone else []
-        watching = [] if gone else watching
-    assert told == expected
+        watching = {"watch": not gone, "unwatch": False, "tell": False}[step]
+    assert len(told) == expected

@@ -56,6 +56,11 @@ async def refuse() -> EngineAnswer:
     raise UnavailableError("full")
 
 
+def test_the_framework_counts_and_traces_nothing_a_second_time(server_settings: Settings) -> None:
+    app: Any = create_app(server_settings)
+    assert [app._telemetry[kind] for kind in ("tracing", "metrics", "logs")] == [False, False, False]
+
+
 def test_the_stages_of_a_request_follow_each_other_and_fill_its_time() -> None:
     async def serve() -> StageTimes:
         times = StageTimes(time.perf_counter())

@@ -75,6 +75,27 @@ def test_an_engine_that_stalls_comes_back_and_dies_is_never_missed(
         assert client.get("/readyz").json()["reasons"][0].startswith("engine_unreachable")
 
 
+def test_servers_of_one_engine_may_stay_ready_while_it_is_away(
+    served_registry: Registry, server_settings: Settings, tmp_path: Path
+) -> None:
+    nowhere = {"engine_socket": tmp_path / "nobody.sock"}
+    lenient = server_settings.model_copy(update={**nowhere, "ready_without_engine": True})
+    with TestClient(create_app(lenient)) as client:
+        readiness = client.get("/readyz")
+        assert (readiness.status_code, readiness.json()["reasons"]) == (200, [])
+        assert readiness.json()["warnings"][0].startswith("engine_unreachable")
+        assert tier(client) == "item_to_item"
+    empty = lenient.model_copy(update={"registry": tmp_path / "empty", "state": tmp_path / "other"})
+    with TestClient(create_app(empty)) as client:
+        readiness = client.get("/readyz")
+        assert readiness.status_code == 503
+        assert readiness.json()["reasons"][0].startswith("engine_unreachable")
+    strict = server_settings.model_copy(update={**nowhere, "state": tmp_path / "third"})
+    with TestClient(create_app(strict)) as client:
+        assert client.get("/readyz").status_code == 503
+        assert tier(client) == "item_to_item"
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", ["killed", "stalled"])
 def test_under_load_no_request_fails_and_the_model_is_back_soon(

@@ -124,13 +124,23 @@ def test_the_memory_follows_the_log_as_the_tables_do(
     for changes, followed in goes:
         append(log, *changes)
         passing[followed]()
+        fresh = load(served_registry, folder, log)
         for each in (asked(), request):
-            answer, fresh = tables.memory.answer(each), load(served_registry, folder, log)
+            answer = tables.memory.answer(each)
             assert (answer.items, answer.catalog_version) == (
                 fresh.memory.answer(each).items,
                 f"{answer.bundle_version}.{log.end}",
             )
             assert set(shown(answer)) == set(shown(fresh.answer(each, ())))
+
+
+def test_the_memory_follows_every_item_of_its_list(tables: Loaded, log: CatalogLog) -> None:
+    append(log, *(Upsert(item_id=item, time=1, title="again") for item in ITEMS))
+    assert {(item.item_id, item.title) for item in tables.memory.answer(asked()).items} == {
+        (item, "again") for item in ITEMS
+    }
+    append(log, *(Delete(item_id=item, time=1) for item in ITEMS))
+    assert shown(tables.memory.answer(asked())) == []
 
 
 def test_what_cannot_be_read_of_the_log_takes_nothing_from_the_memory(tables: Loaded, log: CatalogLog) -> None:
@@ -152,14 +162,61 @@ def test_what_cannot_be_read_of_the_log_takes_nothing_from_the_memory(tables: Lo
     assert shown(tables.memory.answer(asked())) == every[4:]
 
 
-def test_a_refresh_that_comes_late_sets_nothing_back(tables: Loaded, log: CatalogLog) -> None:
-    every = shown(tables.memory.answer(asked()))
+def test_whoever_comes_late_sets_nothing_back(tables: Loaded, log: CatalogLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = tables.memory
+    every = shown(memory.answer(asked()))
     append(log, Delete(item_id=every[0], time=1))
-    assert shown(tables.memory.answer(asked())) == every[1:]
-    tables.memory.refresh(tables.recommender.items)  # which have not followed
-    assert tables.memory.sequence == 1
+    assert shown(memory.answer(asked())) == every[1:]
+    memory.refresh(tables.recommender.items)  # which have not followed
+    assert memory.sequence == 1
+    append(log, *(Delete(item_id=item, time=1) for item in every[1:9]))
+    read = memory._log.read
+
+    def slowly(start: int, end: int) -> Iterator[tuple[int, Change]]:
+        for number, change in read(start, end):
+            tables.recommender.items.follow()  # the tables' thread
+            memory.refresh(tables.recommender.items)
+            yield number, change
+
+    monkeypatch.setattr("serving.ladder.memory._AT_ONCE", 2)
+    monkeypatch.setattr(memory._log, "read", slowly)
+    assert shown(memory.answer(asked())) == every[9:]
+    assert memory.sequence == 9
+    monkeypatch.undo()
     shutil.rmtree(log.directory)
-    assert shown(tables.memory.answer(asked())) == every[1:]
+    assert shown(memory.answer(asked())) == every[9:]
+
+
+def test_whatever_lies_in_the_log_the_memory_answers(
+    tables: Loaded, log: CatalogLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tables.memory
+    every = shown(memory.answer(asked()))
+    append(log, Delete(item_id=every[0], time=1))
+    (segment,) = log.directory.glob("*.log")
+    segment.with_suffix(".damaged.log").write_bytes(b"x")  # no segment
+    assert shown(memory.answer(asked())) == every[1:]
+    append(log, Delete(item_id=every[1], time=1))
+    monkeypatch.setattr(memory._log, "read", lambda *_: 1 // 0)
+    assert shown(memory.answer(asked())) == every[1:]
+    assert memory.trouble == "integer division or modulo by zero"
+    tables.follow()  # the tables' thread helps out at once
+    assert shown(memory.answer(asked())) == every[2:]
+    monkeypatch.undo()
+    append(log, Delete(item_id=every[2], time=1))
+    assert (shown(memory.answer(asked())), memory.trouble) == (every[3:], "")
+
+
+def test_a_few_changes_are_left_to_the_memory_itself(
+    tables: Loaded, log: CatalogLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.ladder.fallback._FEW", 2)
+    append(log, *(Delete(item_id=item, time=1) for item in ITEMS[10:12]))
+    tables.follow()
+    assert tables.memory.sequence == 0
+    append(log, Delete(item_id=ITEMS[12], time=1))
+    tables.follow()
+    assert tables.memory.sequence == 3
 
 
 def test_one_answer_waits_for_a_part_of_a_long_log(

@@ -10,6 +10,8 @@ from typing import Any
 from recsys.bundle import Registry, publish_run
 from recsys.bundle.gate import Gate
 from recsys.bundle.promotion import promote
+from recsys.catalog.changes import Delete
+from recsys.catalog.log import CatalogLog
 from serving.ladder.fallback import Fallback
 from serving.ladder.keeper import FallbackKeeper
 from serving.settings import Settings
@@ -39,4 +41,24 @@ def test_without_an_engine_a_front_end_over_a_spoiled_bundle_opens_the_one_befor
     keeper = FallbackKeeper(server_settings.model_copy(update={"registry": root}), away, away, fallback)
     asyncio.run(keeper.look())
     assert fallback.loaded.version == new
+    fallback.close()
+
+
+def test_each_look_takes_tables_and_memory_to_the_end_of_the_log(server_settings: Settings, tmp_path: Path) -> None:
+    log = CatalogLog(tmp_path / "log")
+    fallback = Fallback(minimum=0.01)
+    away: Any = SimpleNamespace(versions=None, trouble="engine_away: nobody listens")
+    keeper = FallbackKeeper(server_settings.model_copy(update={"catalog_log": log.directory}), away, away, fallback)
+
+    async def looks() -> list[tuple[int, int]]:
+        reached = []
+        for _ in range(3):
+            await keeper.look()
+            assert fallback.loaded is not None
+            reached.append((fallback.loaded.recommender.items.sequence, fallback.loaded.memory.sequence))
+            with log.writing() as writer:
+                writer.append([Delete(item_id="item-10", time=1)])
+        return reached
+
+    assert asyncio.run(looks()) == [(0, 0), (1, 1), (2, 2)]
     fallback.close()
