@@ -93,9 +93,10 @@ class Memory:
             if end != now.sequence:
                 self._take(now, min(end, now.sequence + _AT_ONCE))
         except Exception as error:  # noqa: BLE001 - whatever the log holds, what is known answers on
-            if str(error) != self.trouble:
-                _log.warning("memory_not_followed", error=str(error))
-            self.trouble = str(error) or type(error).__name__
+            trouble = str(error) or type(error).__name__
+            if trouble != self.trouble:  # once, not with every answer
+                _log.warning("memory_not_followed", error=trouble)
+            self.trouble = trouble
         else:
             self.trouble = ""
 
