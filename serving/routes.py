@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import structlog
@@ -361,10 +362,7 @@ async def _expose(services: Services, exposure: Exposure) -> None:
 def _count(services: Services, answer: EngineAnswer, request_id: str) -> None:
     metrics = services.metrics
     metrics.unknown_items.inc(answer.counts.history_unknown)
-    shown: dict[str, int] = {}  # a `Counter` takes several times as long to count 20
-    for item in answer.items:
-        shown[item.source] = shown.get(item.source, 0) + 1
-    for source, count in shown.items():
+    for source, count in Counter([item.source for item in answer.items]).items():
         metrics.items.labels(source).inc(count)
     if answer.ineligible:
         metrics.ineligible.inc(answer.ineligible)

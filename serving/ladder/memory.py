@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from serving.live_items import LiveItems
 
 MOST: Final = 1_000
-_AT_ONCE: Final = 5_000  # records of the log that one answer waits for, some 12 ms
+_AT_ONCE: Final = 5_000  # records of the log that one answer waits for
 _COLUMNS: Final = (*Row._fields, "text")
 _log = structlog.stdlib.get_logger(__name__)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
 from collections.abc import Iterator, MutableMapping
@@ -322,80 +321,3 @@ def test_a_fault_is_a_500_without_internals(
         assert 'route="/v1/recommend",status="500"' in client.get("/metrics").text
     (line,) = [line for line in log_lines if line["event"] == "request_failed"]
     assert line["route"] == "/v1/recommend"
-
-
-class PatientEngine:
-    """Answers nothing; knows who gave up."""
-
-    versions: EngineVersions | None = None
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.given_up = 0
-
-    async def recommend(self, request: EngineRequest) -> EngineAnswer:
-        self.asked.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.given_up += 1
-            raise
-        raise AssertionError
-
-
-def test_a_client_that_goes_away_is_not_decoded(server_settings: Settings) -> None:
-    engine = PatientEngine()
-    app = create_app(server_settings, engine=engine)
-    body = [{"type": "http.request", "body": b"{}", "more_body": False}]
-    sent: list[MutableMapping[str, Any]] = []
-
-    async def receive() -> MutableMapping[str, Any]:
-        for message in body:
-            body.remove(message)
-            return message
-        await engine.asked.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    async def ask(state: dict[str, Any]) -> None:
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "headers": headers}
-        await asyncio.wait_for(app({**scope, "state": state}, receive, send), 10)
-
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(ask, client.app_state)
-        assert 'route="/v1/recommend",status="499"' in client.get("/metrics").text
-    assert engine.given_up == 1
-    assert sent[0]["status"] == 499
-
-
-def test_a_request_that_the_server_cancels_is_no_client_that_went_away(server_settings: Settings) -> None:
-    engine = PatientEngine()
-    app = create_app(server_settings, engine=engine)
-    body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
-
-    async def receive() -> MutableMapping[str, Any]:
-        for message in body:
-            return message
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        raise AssertionError(message)
-
-    async def ask(state: dict[str, Any]) -> None:
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "headers": headers}
-        serving = asyncio.create_task(app({**scope, "state": state}, receive, send))
-        await engine.asked.wait()
-        serving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await serving
-
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(ask, client.app_state)
-    assert engine.given_up == 1

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
+from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.departure import DEPARTURE, Departure
@@ -37,12 +38,14 @@ class PatientEngine:
 
     def __init__(self) -> None:
         self.asked = self.given_up = 0
+        self.was_asked = asyncio.Event()
 
     def counts(self, asked: int, given_up: int) -> bool:
         return (self.asked, self.given_up) == (asked, given_up)
 
     async def recommend(self, request: EngineRequest) -> EngineAnswer:
         self.asked += 1
+        self.was_asked.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -99,6 +102,66 @@ def test_a_client_that_stays_is_not_given_up_for_another(address: tuple[str, int
         until(lambda: engine.given_up == 1)
         time.sleep(0.05)
         assert engine.given_up == 1
+
+
+def test_under_another_server_too_whoever_goes_away_is_not_decoded(
+    server_settings: Settings, engine: PatientEngine
+) -> None:
+    app = create_app(server_settings, engine=engine)
+    body = [{"type": "http.request", "body": b"{}", "more_body": False}]
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        for message in body:
+            body.remove(message)
+            return message
+        await engine.was_asked.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def ask(state: dict[str, Any]) -> None:
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "headers": headers}
+        await asyncio.wait_for(app({**scope, "state": state}, receive, send), 10)
+
+    with TestClient(app) as client:
+        assert client.portal is not None
+        client.portal.call(ask, client.app_state)
+        assert 'route="/v1/recommend",status="499"' in client.get("/metrics").text
+    assert engine.given_up == 1
+    assert sent[0]["status"] == 499
+
+
+def test_a_request_that_the_server_cancels_is_no_client_that_went_away(
+    server_settings: Settings, engine: PatientEngine
+) -> None:
+    app = create_app(server_settings, engine=engine)
+    body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+    async def receive() -> MutableMapping[str, Any]:
+        for message in body:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        raise AssertionError(message)
+
+    async def ask(state: dict[str, Any]) -> None:
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "headers": headers}
+        serving = asyncio.create_task(app({**scope, "state": state}, receive, send))
+        await engine.was_asked.wait()
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+
+    with TestClient(app) as client:
+        assert client.portal is not None
+        client.portal.call(ask, client.app_state)
+    assert engine.given_up == 1
 
 
 @pytest.mark.parametrize("size", [2, 60_000, 100_000, 300_000])
