@@ -227,6 +227,21 @@ def test_a_connection_keeps_nothing_of_the_requests_it_has_served() -> None:
     asyncio.run(serve())
 
 
+def test_under_another_server_nobody_waits_on_behind_the_answer() -> None:
+    async def never() -> MutableMapping[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def serve() -> int:
+        answer: Any = await _unless_gone(Request({"type": "http"}, never), Watching().quick())
+        assert answer is not None
+        for _ in range(3):  # what is cancelled ends
+            await asyncio.sleep(0)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(serve()) == 1
+
+
 def test_nothing_is_asked_for_a_client_that_went_away_before() -> None:
     async def serve() -> int:
         served = Watching()
